@@ -1,0 +1,108 @@
+"""Leaves by name: key path <-> `'params/Conv_0/kernel'`.
+
+A canonical path joins the keys with `/`, leaves int keys as text and drops the trailing `value`
+that Flax boxes (`nn.Partitioned`) and `nnx.State` variables add. The invariant: every function
+returns a tree of exactly the same structure, boxes included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flaxcle.errors import PathError, closest
+
+PyTree = Any
+_COLLECTIONS = ("params", "batch_stats", "clips")
+
+
+def canonical(key_path: tuple[Any, ...]) -> str:
+    """The name of a leaf from its JAX key path."""
+    last = key_path[-1] if key_path else None
+    if isinstance(last, jax.tree_util.GetAttrKey) and last.name == "value" and len(key_path) > 1:
+        key_path = key_path[:-1]
+    return jax.tree_util.keystr(key_path, simple=True, separator="/")
+
+
+def named_leaves(tree: PyTree) -> dict[str, Any]:
+    """All leaves by canonical path, in flatten order.
+
+    >>> named_leaves({"Dense_0": {"kernel": 1.0, "bias": 2.0}})
+    {'Dense_0/bias': 2.0, 'Dense_0/kernel': 1.0}
+    """
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {canonical(path): leaf for path, leaf in flat}
+
+
+def map_named(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
+    """Maps `function(path, leaf)` over the leaves; the structure stays."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(canonical(path), leaf), tree)
+
+
+def replace_leaves(tree: PyTree, new: Mapping[str, Any]) -> PyTree:
+    """The tree with the named leaves exchanged, cast to the dtype of the old ones."""
+
+    def exchange(path: str, leaf: Any) -> Any:
+        return jnp.asarray(new[path]).astype(jnp.result_type(leaf)) if path in new else leaf
+
+    return map_named(exchange, tree)
+
+
+def is_float(leaf: Any) -> bool:
+    """Whether a leaf (array, number or ShapeDtypeStruct) has a real floating dtype."""
+    return bool(jnp.issubdtype(dtype_of(leaf), jnp.floating))
+
+
+def dtype_of(leaf: Any) -> jnp.dtype:
+    """The dtype of an array, a number or a ShapeDtypeStruct."""
+    return jnp.dtype(leaf.dtype) if hasattr(leaf, "dtype") else jnp.dtype(jnp.result_type(leaf))
+
+
+def shape_of(leaf: Any) -> tuple[int, ...]:
+    """The shape of an array, a number or a ShapeDtypeStruct."""
+    return tuple(jnp.shape(leaf))
+
+
+def parent(path: str) -> str:
+    """The module part of a leaf path: `'Conv_0/kernel'` -> `'Conv_0'`."""
+    return path.rpartition("/")[0]
+
+
+def leaf_name(path: str) -> str:
+    """The last part of a leaf path: `'Conv_0/kernel'` -> `'kernel'`."""
+    return path.rpartition("/")[2]
+
+
+def strip_collection(path: str) -> str:
+    """The path without a leading Flax collection: `'params/Conv_0/kernel'` -> `'Conv_0/kernel'`."""
+    head, _, rest = path.partition("/")
+    return rest if head in _COLLECTIONS and rest else path
+
+
+def resolve(name: str, known: Iterable[str]) -> list[str]:
+    """Leaf paths that a user's name means: that leaf, or all the leaves of that module.
+
+    A leading collection (`params/`, `batch_stats/`) may be given or left out.
+
+    >>> resolve("Conv_0", ["params/Conv_0/bias", "params/Conv_0/kernel", "params/Conv_01/bias"])
+    ['params/Conv_0/bias', 'params/Conv_0/kernel']
+
+    Raises:
+        PathError: nothing has this name; the message lists the closest names.
+    """
+    known = list(known)
+    name = name.strip("/")
+    for view in (str, strip_collection):
+        hits = [path for path in known if view(path) == name or view(path).startswith(name + "/")]
+        if hits:
+            return hits
+    names = {strip_collection(path): None for path in known}
+    modules = {parent(path): None for path in names if parent(path)}
+    raise PathError(
+        f"no leaf or module is named {name!r}",
+        where=f"the tree has {len(known)} leaves in {len(modules)} modules",
+        then=f"use one of the closest names: {closest(name, [*modules, *names])}",
+    )

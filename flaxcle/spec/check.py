@@ -1,0 +1,108 @@
+"""Does a spec fit a params tree? Every mismatch is an error that names path, axis and shape.
+
+Only shapes and dtypes are read, so `ShapeDtypeStruct` leaves do, and it costs nothing under `jit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from flaxcle.errors import PathError, SpecError, WeightError, closest
+from flaxcle.paths import PyTree, dtype_of, is_float, named_leaves, shape_of
+from flaxcle.spec.table import Group, Site, Spec, channels, normal_axes
+
+
+def check_fit(spec: Spec, params: PyTree) -> dict[str, Any]:
+    """Checks every row of the spec against the leaves and returns the leaves by path.
+
+    Raises:
+        SpecError: empty spec, wrong axis, shapes that don't match, a zero-size axis, or two
+            groups that read the same axis with contradicting indices.
+        PathError: a path that the tree does not have.
+        WeightError: a leaf that is not a real floating-point array.
+    """
+    if not spec.groups:
+        raise SpecError(
+            "the spec has no groups, so there is nothing to scale",
+            then="declare pairs with Spec.from_pairs, or look at spec.blocked for the reasons",
+        )
+    leaves = named_leaves(params)
+    for group in spec.groups:
+        for site in group.sites:
+            _check_site(group, site, leaves)
+    _check_agreement(spec, {path: shape_of(leaf) for path, leaf in leaves.items()})
+    return leaves
+
+
+def _check_site(group: Group, site: Site, leaves: Mapping[str, Any]) -> None:
+    if site.path not in leaves:
+        raise PathError(
+            f"the spec scales {site.path!r}, which the tree does not have",
+            where=f"group {group.name!r}",
+            then=f"use one of {closest(site.path, leaves)}",
+        )
+    leaf = leaves[site.path]
+    shape = shape_of(leaf)
+    where = f"{site.path!r} of shape {shape}, axes {site.axes}, group {group.name!r}"
+    if not is_float(leaf):
+        raise WeightError(
+            f"can't scale a leaf of dtype {dtype_of(leaf)}",
+            where=where,
+            then="take it out of the spec, or equalize before quantizing or casting",
+        )
+    rank = len(shape)
+    if any(not -rank <= axis < rank for axis in site.axes):
+        raise SpecError(f"axis out of range for rank {rank}", where=where)
+    if len(set(normal_axes(site, rank))) != len(site.axes):
+        raise SpecError("a site names an axis twice", where=where)
+    _check_extent(group, site, tuple(shape[axis] for axis in site.axes), where)
+
+
+def _check_extent(group: Group, site: Site, extent: tuple[int, ...], where: str) -> None:
+    if 0 in extent:
+        raise SpecError("a site has an axis of size zero", where=where, then="drop this layer")
+    if site.index is None:
+        if extent != group.shape:
+            raise SpecError(
+                f"the axes have extent {extent}, the group has shape {group.shape}",
+                where=where,
+                then="name the right axes, or give an index that maps positions to channels",
+            )
+    elif site.index.shape != extent:
+        raise SpecError(
+            f"the index has shape {site.index.shape}, the axes have extent {extent}", where=where
+        )
+    elif site.index.highest >= group.size:
+        raise SpecError(
+            f"the index names channel {site.index.highest}, the group has {group.size}",
+            where=where,
+        )
+
+
+def _check_agreement(spec: Spec, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Two groups on the same positions must split them into the same channels."""
+    seen: dict[tuple[str, tuple[int, ...]], list[tuple[Group, Site]]] = {}
+    for group in spec.groups:
+        for site in group.sites:
+            key = (site.path, normal_axes(site, len(shapes[site.path])))
+            for other, row in seen.setdefault(key, []):
+                if other is not group and _contradict(site, row, shapes[site.path]):
+                    raise SpecError(
+                        "two groups read the same axis with contradicting indices",
+                        where=f"{site.path!r} of shape {shapes[site.path]}, axes {site.axes}, "
+                        f"groups {other.name!r} and {group.name!r}",
+                        then="give both the same channels, or join them into one group",
+                    )
+            seen[key].append((group, site))
+
+
+def _contradict(one: Site, two: Site, shape: tuple[int, ...]) -> bool:
+    if one.index == two.index:
+        return False
+    first, second = channels(one, shape).ravel(), channels(two, shape).ravel()
+    both = (first >= 0) & (second >= 0)
+    pairs = np.unique(np.stack([first[both], second[both]]), axis=1)
+    return any(np.unique(side).size != pairs.shape[1] for side in pairs)
