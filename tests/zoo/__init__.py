@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoo import convnets, residual
+from zoo import convnets, nnx_nets, nnx_residual, residual
 from zoo.base import Network, build, networks
 
-__all__ = ["Network", "build", "convnets", "networks", "residual"]
+__all__ = ["Network", "build", "convnets", "networks", "nnx_nets", "nnx_residual", "residual"]

@@ -1,7 +1,7 @@
 """What a network of the zoo is, how it is registered, and how its parameters are drawn.
 
-Weights look trained, not initialised: He-sized kernels, biases that matter, gammas of both signs, variances away
-from one. They depend on the network's name and the leaf's path only, so a Linen net and a re-run see the same draw.
+Weights look trained, not initialised: He-sized kernels, biases that matter, gammas of both
+signs, variances away from one. They depend on the network's name and the leaf's path only.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import numpy as np
 from flax import nnx
 
 PyTree = Any
+Chains = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Network:
     """One evaluated network: ``fn(params, *inputs)`` and all that tests may ask of it.
 
-    ``pairs``: a legal declared spec, chains of module paths; None where no pair is legal or expressible.
+    ``pairs``: a legal declared spec, chains of module paths; None where there is none.
     ``illegal``: a declared spec that changes the function although it looks right.
     ``scales``: number of independent scale symmetries; None when too large to count.
     ``shapes``: shapes of the output leaves in flatten order.
@@ -37,8 +38,8 @@ class Network:
     params: PyTree
     inputs: tuple[jax.Array, ...]
     shapes: tuple[tuple[int, ...], ...]
-    pairs: tuple | None = None
-    illegal: tuple | None = None
+    pairs: Chains | None = None
+    illegal: Chains | None = None
     scales: int | None = None
     note: str = field(default="", repr=False)
 

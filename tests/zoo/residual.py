@@ -7,7 +7,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
-from zoo.base import Network, image, linen, register
+from zoo.base import Chains, Network, image, linen, register
 
 # Stem and four stages, ImageNet topology at a width that a dense rank computation can take.
 RESNET_WIDTHS = (3, 4, 5, 6)
@@ -99,6 +99,9 @@ class MobileNetV2(nn.Module):
         return nn.Dense(5)(x.mean(axis=(1, 2)))
 
 
+Unit = tuple[str, int]
+
+
 def conv(block: str, i: int) -> str:
     """The convolution of a block's i-th ConvNorm."""
     return f"{block}/ConvNorm_{i}/Conv_0"
@@ -109,7 +112,7 @@ def norm(block: str, i: int) -> str:
     return f"{block}/ConvNorm_{i}/BatchNorm_0"
 
 
-def resnet_pairs(folded: bool) -> tuple:
+def resnet_pairs(folded: bool) -> Chains:
     """Inside each block, and one group for each stage's residual sum."""
     blocks = [f"BasicBlock_{i}" for i in range(8)]
     inner = [chain([(b, 0)], [(b, 1)], folded) for b in blocks]
@@ -126,8 +129,8 @@ def resnet_pairs(folded: bool) -> tuple:
     return (*inner, *stages)
 
 
-def mobilenet_pairs(folded: bool) -> tuple:
-    """Folded with ReLU: everything. With ReLU6: only the linear bottlenecks, where no clip lies between."""
+def mobilenet_pairs(folded: bool) -> Chains:
+    """Folded with ReLU: everything. With ReLU6: only the bottlenecks, which have no clip."""
     blocks = [f"InvertedResidual_{i}" for i in range(7)]
     chains = [] if not folded else [chain([("", 0)], [(blocks[0], 0)], folded)]
     for b in blocks if folded else ():
@@ -142,7 +145,7 @@ def mobilenet_pairs(folded: bool) -> tuple:
     return tuple(chains)
 
 
-def chain(producers: list, consumers: list, folded: bool) -> tuple:
+def chain(producers: list[Unit], consumers: list[Unit], folded: bool) -> Chains:
     """Producers, their norms when live, consumers."""
     name = lambda kind, site: kind(*site).removeprefix("/")  # noqa: E731
     norms = () if folded else (tuple(name(norm, p) for p in producers),)
