@@ -1,7 +1,8 @@
 """What users read is true: every code block runs, every public name is documented with an example.
 
 The blocks of a page are one script and run in order. A block that can't run here stands under
-`<!-- no-run: the reason -->`, and only under that.
+`<!-- no-run: the reason -->`, and only under that. They run with the settings of a user, not with
+the strict ones of the test suite.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 import flaxcle
@@ -53,7 +55,8 @@ def run(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=PAGE_IDS)
 def test_code_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run(page)
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        run(page)
 
 
 @pytest.mark.parametrize("name", PUBLIC)
