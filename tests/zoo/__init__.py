@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from zoo import convnets, nnx_nets, nnx_residual, residual
+# Importing a family registers its networks.
+from zoo import concat, convnets, llama, mobile, nnx_nets, nnx_residual, residual, transformers
 from zoo.base import Network, build, networks
 
-__all__ = ["Network", "build", "convnets", "networks", "nnx_nets", "nnx_residual", "residual"]
+__all__ = [
+    "Network",
+    "build",
+    "concat",
+    "convnets",
+    "llama",
+    "mobile",
+    "networks",
+    "nnx_nets",
+    "nnx_residual",
+    "residual",
+    "transformers",
+]

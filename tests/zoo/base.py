@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -149,3 +149,8 @@ def avg_pool(x: jax.Array, window: tuple[int, ...], stride: int) -> jax.Array:
     """Mean over windows; Flax's own divides by an integer, which strict promotion refuses."""
     total = nn.pool(x, 0.0, jax.lax.add, window, (stride,) * len(window), "SAME")
     return total / float(np.prod(window))
+
+
+# With their default these ask for promote_types(float64, float32), which strict promotion refuses.
+LayerNorm = partial(nn.LayerNorm, force_float32_reductions=False)
+RMSNorm = partial(nn.RMSNorm, force_float32_reductions=False)
