@@ -4,6 +4,9 @@
 PYTHON ?= python3
 JOBS ?= auto
 
+# The theme's advertisement for its successor.
+export NO_MKDOCS_2_WARNING := 1
+
 BIN := .venv/bin
 OLDEST := .venv-oldest/bin
 PIP := -m pip --disable-pip-version-check install -qq
