@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import flax.linen as nn
@@ -151,6 +151,11 @@ def avg_pool(x: jax.Array, window: tuple[int, ...], stride: int) -> jax.Array:
     return total / float(np.prod(window))
 
 
-# With their default these ask for promote_types(float64, float32), which strict promotion refuses.
-LayerNorm = partial(nn.LayerNorm, force_float32_reductions=False)
-RMSNorm = partial(nn.RMSNorm, force_float32_reductions=False)
+def layer_norm(x: jax.Array, name: str | None = None) -> jax.Array:
+    """Flax's LayerNorm, whose default mixes float64 and float32: strict promotion refuses."""
+    return nn.LayerNorm(param_dtype=x.dtype, force_float32_reductions=False, name=name)(x)
+
+
+def rms_norm(x: jax.Array, name: str | None = None) -> jax.Array:
+    """Flax's RMSNorm, in the same manner."""
+    return nn.RMSNorm(param_dtype=x.dtype, force_float32_reductions=False, name=name)(x)

@@ -90,7 +90,10 @@ def densenet(name: str) -> Network:
 
 @register
 def densenet_preactivation(name: str) -> Network:
-    return linen(name, PreActivationDenseNet(), image(1, 8, 8, 3), shape=(1, 4))
+    before = 4 + 3 * 3
+    after = 4 + 7 + 10 + 13
+    net, inputs = PreActivationDenseNet(), image(1, 8, 8, 3)
+    return linen(name, net, inputs, shape=(1, 4), scales=before + after)
 
 
 @register

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.base import Network, RMSNorm, linen, register, tokens
+from zoo.base import Network, linen, register, rms_norm, tokens
 from zoo.transformers import VOCABULARY, attend
 
 WIDTH, HEADS, DEPTH, HIDDEN = 8, 4, 4, 10
@@ -43,6 +43,10 @@ class GemmaNorm(nn.Module):
         return x * gain.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
+def gemma_norm(x: jax.Array, name: str) -> jax.Array:
+    return GemmaNorm(name=name)(x)
+
+
 class LlamaBlock(nn.Module):
     kv_heads: int = HEADS
     interleaved: bool = False
@@ -51,9 +55,9 @@ class LlamaBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        norm = GemmaNorm if self.gemma else RMSNorm
-        x = x + self.attention(norm(name="attention_norm")(x))
-        h = norm(name="mlp_norm")(x)
+        norm = gemma_norm if self.gemma else rms_norm
+        x = x + self.attention(norm(x, "attention_norm"))
+        h = norm(x, "mlp_norm")
         gate = nn.Dense(HIDDEN, use_bias=False, name="gate")(h)
         up = nn.Dense(HIDDEN, use_bias=False, name="up")(h)
         act = nn.gelu if self.gemma else nn.silu
@@ -63,7 +67,7 @@ class LlamaBlock(nn.Module):
         heads = lambda n, name: nn.DenseGeneral((n, DEPTH), use_bias=False, name=name)(h)  # noqa: E731
         q, k, v = heads(HEADS, "q"), heads(self.kv_heads, "k"), heads(self.kv_heads, "v")
         if self.qk_norm:
-            q, k = RMSNorm(name="q_norm")(q), RMSNorm(name="k_norm")(k)
+            q, k = rms_norm(q, "q_norm"), rms_norm(k, "k_norm")
         rope = rope_interleaved if self.interleaved else rope_half
         k, v = (jnp.repeat(part, HEADS // self.kv_heads, axis=2) for part in (rope(k), v))
         y = attend(rope(q), k, v, causal=True)
@@ -79,8 +83,8 @@ class Llama(nn.Module):
         x = nn.Embed(VOCABULARY, WIDTH)(ids)
         for i in range(self.layers):
             x = self.block.clone(name=f"layer_{i}", parent=self)(x)
-        norm = GemmaNorm if self.block.gemma else RMSNorm
-        x = norm(name="norm")(x)
+        norm = gemma_norm if self.block.gemma else rms_norm
+        x = norm(x, "norm")
         return nn.Dense(VOCABULARY, use_bias=False, name="head")(x)
 
 
@@ -105,7 +109,7 @@ class ScannedLlama(nn.Module):
             length=self.layers,
         )
         x, _ = stack(name="layers")(x, None)
-        return nn.Dense(VOCABULARY, use_bias=False, name="head")(RMSNorm(name="norm")(x))
+        return nn.Dense(VOCABULARY, use_bias=False, name="head")(rms_norm(x, "norm"))
 
 
 def llama_net(name: str, block: LlamaBlock, scales: int, **facts: object) -> Network:

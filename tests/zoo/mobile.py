@@ -7,7 +7,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
-from zoo.base import LayerNorm, Network, image, linen, register
+from zoo.base import Network, image, layer_norm, linen, register
 from zoo.residual import ConvNorm
 
 Act = Callable[[jax.Array], jax.Array]
@@ -93,7 +93,7 @@ class ConvNeXtBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
         y = nn.Conv(width, (5, 5), feature_group_count=width)(x)
-        y = nn.Dense(3 * width)(LayerNorm()(y))
+        y = nn.Dense(3 * width)(layer_norm(y))
         y = nn.Dense(width)(nn.gelu(y))
         gamma = self.param("gamma", nn.initializers.ones, (width,))
         return x + y * gamma.reshape((1, 1, 1, width))
@@ -102,11 +102,11 @@ class ConvNeXtBlock(nn.Module):
 class ConvNeXt(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = LayerNorm()(nn.Conv(4, (2, 2), strides=2)(x))
+        x = layer_norm(nn.Conv(4, (2, 2), strides=2)(x))
         x = ConvNeXtBlock()(ConvNeXtBlock()(x))
-        x = nn.Conv(6, (2, 2), strides=2)(LayerNorm()(x))
+        x = nn.Conv(6, (2, 2), strides=2)(layer_norm(x))
         x = ConvNeXtBlock()(x)
-        return nn.Dense(4)(LayerNorm()(x.mean(axis=(1, 2))))
+        return nn.Dense(4)(layer_norm(x.mean(axis=(1, 2))))
 
 
 @register

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from zoo.base import LayerNorm, Network, image, linen, register, tokens
+from zoo.base import Network, image, layer_norm, linen, register, tokens
 
 VOCABULARY = 11
 
@@ -25,8 +25,8 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x + nn.MultiHeadDotProductAttention(self.heads)(LayerNorm()(x))
-        y = nn.gelu(nn.Dense(12)(LayerNorm()(x)))
+        x = x + nn.MultiHeadDotProductAttention(self.heads)(layer_norm(x))
+        y = nn.gelu(nn.Dense(12)(layer_norm(x)))
         return x + nn.Dense(x.shape[-1])(y)
 
 
@@ -39,7 +39,7 @@ class ViT(nn.Module):
         x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, 8)), x], axis=1)
         x = x + self.param("position", nn.initializers.normal(), (1, *x.shape[1:]))
         x = EncoderBlock()(EncoderBlock()(x))
-        return nn.Dense(5)(LayerNorm()(x)[:, 0])
+        return nn.Dense(5)(layer_norm(x)[:, 0])
 
 
 class GPT2Block(nn.Module):
@@ -48,12 +48,12 @@ class GPT2Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        qkv = nn.Dense(3 * width, name="qkv")(LayerNorm()(x))
+        qkv = nn.Dense(3 * width, name="qkv")(layer_norm(x))
         split = (*x.shape[:-1], self.heads, width // self.heads)
         q, k, v = (part.reshape(split) for part in jnp.split(qkv, 3, axis=-1))
         y = attend(q, k, v, causal=True).reshape(x.shape)
         x = x + nn.Dense(width, name="proj")(y)
-        y = nn.gelu(nn.Dense(12, name="up")(LayerNorm()(x)))
+        y = nn.gelu(nn.Dense(12, name="up")(layer_norm(x)))
         return x + nn.Dense(width, name="down")(y)
 
 
@@ -66,7 +66,7 @@ class GPT2(nn.Module):
         x = embed(ids)
         x = x + self.param("position", nn.initializers.normal(), (1, *x.shape[1:]))
         x = GPT2Block()(GPT2Block()(x))
-        return embed.attend(LayerNorm()(x))
+        return embed.attend(layer_norm(x))
 
 
 class AttentionLayers(nn.Module):
