@@ -32,7 +32,7 @@ test: .venv/dev.done
 check: .venv/dev.done .venv/docs.done
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/mkdocs build --quiet --strict
 	$(BIN)/python -m pytest -q tests/test_docs.py -k documented
 
