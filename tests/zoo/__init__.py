@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 # Importing a family registers its networks.
-from zoo import concat, convnets, llama, mobile, nnx_nets, nnx_residual, residual, transformers
+from zoo import (
+    concat,
+    convnets,
+    layers,
+    llama,
+    mobile,
+    nnx_nets,
+    nnx_residual,
+    recurrent,
+    residual,
+    shared,
+    transformers,
+)
 from zoo.base import Network, build, networks
 
 __all__ = [
@@ -11,11 +23,14 @@ __all__ = [
     "build",
     "concat",
     "convnets",
+    "layers",
     "llama",
     "mobile",
     "networks",
     "nnx_nets",
     "nnx_residual",
+    "recurrent",
     "residual",
+    "shared",
     "transformers",
 ]

@@ -98,8 +98,8 @@ def densenet_preactivation(name: str) -> Network:
 
 @register
 def inception(name: str) -> Network:
-    first = ("Conv_1", "Conv_2", "Conv_4", "Conv_6")
-    pairs = (("Conv_0", first), ("Conv_2", "Conv_3"), ("Conv_4", "Conv_5"), ("Conv_7", "Dense_0"))
+    first = ("Conv_1", "Conv_3", "Conv_5", "Conv_6")
+    pairs = (("Conv_0", first), ("Conv_3", "Conv_2"), ("Conv_5", "Conv_4"), ("Conv_7", "Dense_0"))
     scales = 5 + 4 + (4 + 6) + (2 + 2) + 3 + 6
     net, inputs = Inception(), image(1, 8, 8, 3)
     return linen(name, net, inputs, shape=(1, 4), pairs=pairs, scales=scales)

@@ -157,5 +157,5 @@ def moe_top2(name: str) -> Network:
 
 @register
 def embed_dense(name: str) -> Network:
-    pairs, inputs = (("Embed_0", "Dense_0", "Dense_1"),), tokens(2, 4, vocabulary=VOCABULARY)
+    pairs, inputs = (("Embed_0", "Dense_1", "Dense_0"),), tokens(2, 4, vocabulary=VOCABULARY)
     return linen(name, EmbedDense(), inputs, shape=(2, 3), pairs=pairs, scales=6 + 5)
