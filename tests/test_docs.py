@@ -63,8 +63,9 @@ def test_code_blocks_run(page, tmp_path, monkeypatch):
 def test_public_name_is_documented_in_the_reference(name):
     value = getattr(flaxcle, name)
     entry = f"::: {value.__module__}.{value.__qualname__}"
-    lines = "\n".join(page.read_text("utf-8") for page in (DOCS / "reference").glob("*.md"))
-    assert entry in lines.splitlines(), f"add the line {entry!r} to a page of docs/reference"
+    pages = (DOCS / "reference").glob("*.md")
+    documented = any(entry in page.read_text("utf-8").splitlines() for page in pages)
+    assert documented, f"add the line {entry!r} to a page of docs/reference"
 
 
 @pytest.mark.parametrize("name", PUBLIC)
