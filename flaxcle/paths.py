@@ -7,6 +7,7 @@ returns a tree of exactly the same structure, boxes included.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -21,8 +22,7 @@ _COLLECTIONS = ("params", "batch_stats", "clips")
 
 def canonical(key_path: tuple[Any, ...]) -> str:
     """The name of a leaf from its JAX key path."""
-    last = key_path[-1] if key_path else None
-    if isinstance(last, jax.tree_util.GetAttrKey) and last.name == "value" and len(key_path) > 1:
+    if len(key_path) > 1 and key_path[-1] == jax.tree_util.GetAttrKey("value"):
         key_path = key_path[:-1]
     return jax.tree_util.keystr(key_path, simple=True, separator="/")
 
@@ -32,14 +32,27 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
 
     >>> named_leaves({"Dense_0": {"kernel": 1.0, "bias": 2.0}})
     {'Dense_0/bias': 2.0, 'Dense_0/kernel': 1.0}
+
+    Raises:
+        PathError: two leaves have the same path.
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {canonical(path): leaf for path, leaf in flat}
+    leaves = {canonical(path): leaf for path, leaf in flat}
+    if len(leaves) != len(flat):
+        twice = Counter(canonical(path) for path, _ in flat).most_common(1)[0][0]
+        raise PathError(
+            f"two leaves have the same path {twice!r}",
+            where=f"the tree has {len(flat)} leaves and {len(leaves)} paths",
+            then="rename one of the keys: '/' inside a key reads as a separator",
+        )
+    return leaves
 
 
 def map_named(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
     """Maps `function(path, leaf)` over the leaves; the structure stays."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(canonical(path), leaf), tree)
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, leaf: function(canonical(keys), leaf), tree
+    )
 
 
 def replace_leaves(tree: PyTree, new: Mapping[str, Any]) -> PyTree:
@@ -52,8 +65,8 @@ def replace_leaves(tree: PyTree, new: Mapping[str, Any]) -> PyTree:
 
 
 def is_float(leaf: Any) -> bool:
-    """Whether a leaf (array, number or ShapeDtypeStruct) has a real floating dtype."""
-    return bool(jnp.issubdtype(dtype_of(leaf), jnp.floating))
+    """Whether a leaf has a real floating dtype; no for random keys, functions and other objects."""
+    return bool(jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.floating))
 
 
 def dtype_of(leaf: Any) -> jnp.dtype:
@@ -61,9 +74,14 @@ def dtype_of(leaf: Any) -> jnp.dtype:
     return jnp.dtype(leaf.dtype) if hasattr(leaf, "dtype") else jnp.dtype(jnp.result_type(leaf))
 
 
+def kind_of(leaf: Any) -> str:
+    """The dtype of a leaf, or its type when it is no array, for messages."""
+    return str(getattr(leaf, "dtype", type(leaf).__name__))
+
+
 def shape_of(leaf: Any) -> tuple[int, ...]:
-    """The shape of an array, a number or a ShapeDtypeStruct."""
-    return tuple(jnp.shape(leaf))
+    """The shape of an array or a ShapeDtypeStruct; `()` for anything else."""
+    return tuple(getattr(leaf, "shape", ()))
 
 
 def parent(path: str) -> str:

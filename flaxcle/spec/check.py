@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flaxcle.errors import PathError, SpecError, WeightError, closest
-from flaxcle.paths import PyTree, dtype_of, is_float, named_leaves, shape_of
+from flaxcle.paths import PyTree, is_float, kind_of, named_leaves, shape_of
 from flaxcle.spec.table import Group, Site, Spec, channels, normal_axes
 
 
@@ -33,7 +33,7 @@ def check_fit(spec: Spec, params: PyTree) -> dict[str, Any]:
     for group in spec.groups:
         for site in group.sites:
             _check_site(group, site, leaves)
-    _check_agreement(spec, {path: shape_of(leaf) for path, leaf in leaves.items()})
+    _check_agreement(spec, leaves)
     return leaves
 
 
@@ -49,7 +49,7 @@ def _check_site(group: Group, site: Site, leaves: Mapping[str, Any]) -> None:
     where = f"{site.path!r} of shape {shape}, axes {site.axes}, group {group.name!r}"
     if not is_float(leaf):
         raise WeightError(
-            f"can't scale a leaf of dtype {dtype_of(leaf)}",
+            f"can't scale a leaf of dtype {kind_of(leaf)}",
             where=where,
             then="take it out of the spec, or equalize before quantizing or casting",
         )
@@ -82,27 +82,35 @@ def _check_extent(group: Group, site: Site, extent: tuple[int, ...], where: str)
         )
 
 
-def _check_agreement(spec: Spec, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Two groups on the same positions must split them into the same channels."""
-    seen: dict[tuple[str, tuple[int, ...]], list[tuple[Group, Site]]] = {}
+def _check_agreement(spec: Spec, leaves: Mapping[str, Any]) -> None:
+    """Two groups on the same axes must not cut them across each other.
+
+    Opposite signs may: a depthwise kernel with a multiplier reads `p // m` and makes `p`.
+    """
+    seen: dict[tuple[str, tuple[int, ...], bool], list[tuple[Group, Site]]] = {}
     for group in spec.groups:
         for site in group.sites:
-            key = (site.path, normal_axes(site, len(shapes[site.path])))
+            shape = shape_of(leaves[site.path])
+            key = (site.path, normal_axes(site, len(shape)), site.power > 0)
             for other, row in seen.setdefault(key, []):
-                if other is not group and _contradict(site, row, shapes[site.path]):
+                if other is not group and _cross(site, row, shape):
                     raise SpecError(
                         "two groups read the same axis with contradicting indices",
-                        where=f"{site.path!r} of shape {shapes[site.path]}, axes {site.axes}, "
+                        where=f"{site.path!r} of shape {shape}, axes {site.axes}, "
                         f"groups {other.name!r} and {group.name!r}",
                         then="give both the same channels, or join them into one group",
                     )
             seen[key].append((group, site))
 
 
-def _contradict(one: Site, two: Site, shape: tuple[int, ...]) -> bool:
+def _cross(one: Site, two: Site, shape: tuple[int, ...]) -> bool:
+    """Whether some channel of each site overlaps several of the other: neither refines the other.
+
+    Equal, disjoint and nested cuts (a scale per head, and one per head and feature) are sound.
+    """
     if one.index == two.index:
         return False
     first, second = channels(one, shape).ravel(), channels(two, shape).ravel()
     both = (first >= 0) & (second >= 0)
     pairs = np.unique(np.stack([first[both], second[both]]), axis=1)
-    return any(np.unique(side).size != pairs.shape[1] for side in pairs)
+    return all(np.unique(side).size != pairs.shape[1] for side in pairs)

@@ -3,15 +3,17 @@
 A run is `repeat`ed and `tile`d arithmetic: for t in range(tile), for i in range(length), for r in
 range(repeat) it names channel `start + i * step` (or -1, 'not scaled', when `start` is -1). A
 flatten of (H, W, C) is one run (tile = H*W), a depthwise multiplier one run (repeat = m), a
-concat slice two. The invariant: an index is hashable and its size does not grow with the axis.
+concat slice three. The invariant: an index is hashable, and its size grows with the irregularity
+of the map, not with the length of the axis.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +34,17 @@ class Run(NamedTuple):
     def size(self) -> int:
         """Number of positions that the run covers."""
         return self.length * self.repeat * self.tile
+
+    @property
+    def last(self) -> int:
+        """The last channel; -1 when the run is not scaled."""
+        return self.start + (self.length - 1) * self.step if self.start >= 0 else -1
+
+    @property
+    def names_channels(self) -> bool:
+        """Whether the counts are positive and no channel is below 0 (below -1 when unscaled)."""
+        counted = min(self.length, self.repeat, self.tile) > 0
+        return counted and self.start >= -1 and (self.start == -1 or self.last >= 0)
 
     def expand(self) -> np.ndarray:
         """The channels as a flat array."""
@@ -64,6 +77,13 @@ class Index:
                 where=f"shape {self.shape} has {math.prod(self.shape)} positions, runs {covered}",
                 then="make the runs cover the leaf's shape along the site's axes",
             )
+        bad = [run for run in self.runs if not run.names_channels]
+        if bad:
+            raise SpecError(
+                "a run names channels from 0, at least one",
+                where=f"{tuple(bad[0])} (start, length, step, repeat, tile)",
+                then="start at -1 for positions that are not scaled",
+            )
 
     @classmethod
     def of(cls, channels: Any) -> Index:
@@ -75,20 +95,16 @@ class Index:
                 where=f"got dtype {channels.dtype}",
                 then="pass integers, -1 where a position is not scaled",
             )
-        return cls(channels.shape, tuple(_compress(channels.ravel())))
+        return cls(channels.shape, tuple(_compress(channels.astype(np.int64).ravel())))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """The channels as an integer array of `shape`."""
-        out = _expand(self)
-        return out.astype(dtype) if dtype is not None else out
+        return np.array(_expand(self), dtype, copy=copy)
 
     @property
     def highest(self) -> int:
         """The highest channel that the index names; -1 when it names none."""
-        return max(
-            (max(r.start, r.start + (r.length - 1) * r.step) for r in self.runs if r.start >= 0),
-            default=-1,
-        )
+        return max((max(run.start, run.last) for run in self.runs), default=-1)
 
     @property
     def positions(self) -> int:
@@ -107,49 +123,34 @@ def _expand(index: Index) -> np.ndarray:
 
 def _compress(flat: np.ndarray) -> Iterable[Run]:
     if not flat.size:
-        return []
-    flat = np.maximum(flat, -1)
-    repeat, values, counts = _repeats(flat)
-    if repeat > 1:
-        return [run._replace(repeat=repeat) for run in _tiles(_arithmetic(values, None))]
+        return ()
+    values, counts = _repeats(np.maximum(flat, -1))
     return _tiles(_arithmetic(values, counts))
 
 
-def _repeats(flat: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
-    """Runs of equal values; `repeat` > 1 when each scaled value stands that often in a row."""
-    edges = np.flatnonzero(np.diff(flat)) + 1
-    starts = np.concatenate([[0], edges])
-    counts = np.diff(np.concatenate([starts, [flat.size]]))
-    common = int(counts[0])
-    if common > 1 and (counts == common).all():
-        return common, flat[starts], np.ones_like(counts)
-    return 1, flat[starts], counts
+def _repeats(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values without their repetitions in a row, and how often each stands there."""
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1])
+    return flat[starts], np.diff(np.concatenate([starts, [flat.size]]))
 
 
-def _arithmetic(values: np.ndarray, counts: np.ndarray | None) -> list[Run]:
-    """Maximal stretches of channels that advance by one, and of constant channels."""
-    if counts is None:
-        counts = np.ones_like(values)
-    breaks = (np.diff(values) != 1) | (counts[1:] != 1) | (counts[:-1] != 1)
-    breaks |= (values[1:] < 0) | (values[:-1] < 0)
-    starts = np.concatenate([[0], np.flatnonzero(breaks) + 1])
-    lengths = np.diff(np.concatenate([starts, [values.size]]))
-    out = []
-    for at, length in zip(starts, lengths, strict=True):
+def _arithmetic(values: np.ndarray, counts: np.ndarray) -> Iterator[Run]:
+    """Stretches of channels that advance by one step and are repeated equally often."""
+    joined = (values[1:] >= 0) & (values[:-1] >= 0) & (counts[1:] == counts[:-1])
+    steps = np.where(joined, np.diff(values), 0)
+    ends = np.append(np.flatnonzero(np.diff(steps)) + 1, steps.size)
+    at = 0
+    while at < values.size:
         start, count = int(values[at]), int(counts[at])
-        if start < 0:
-            out.append(Run(-1, int(length) * count, 0))
-        else:
-            out.append(Run(start, int(length), 1, repeat=count))
-    return out
+        step = int(steps[at]) if at < steps.size else 0
+        length = 1 + int(ends[np.searchsorted(ends, at, side="right")]) - at if step else 1
+        if step != 1 and length < 3:  # two channels are no pattern; the second may start one
+            step, length = 1, 1
+        yield Run(-1, count, 0) if start < 0 else Run(start, length, step, count)
+        at += length
 
 
-def _tiles(runs: list[Run]) -> list[Run]:
+def _tiles(runs: Iterable[Run]) -> Iterator[Run]:
     """Merges equal neighbours into one tiled run."""
-    out: list[Run] = []
-    for run in runs:
-        if out and out[-1]._replace(tile=1) == run and run.start >= 0:
-            out[-1] = out[-1]._replace(tile=out[-1].tile + 1)
-        else:
-            out.append(run)
-    return out
+    for run, same in groupby(runs):
+        yield run._replace(tile=len(list(same)))

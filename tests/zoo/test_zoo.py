@@ -54,5 +54,5 @@ def _double(x: jax.Array) -> jax.ShapeDtypeStruct:
 
 def _names(chains: object) -> list[str]:
     if isinstance(chains, str):
-        return [chains]
+        return [chains.partition("[")[0]]  # a suffix tells axes
     return [name for part in chains or () for name in _names(part)]  # type: ignore[attr-defined]

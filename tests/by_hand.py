@@ -1,0 +1,74 @@
+"""The central table applied in NumPy, and functions evaluated in float64: the tests' yardstick."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxcle import Group, Spec
+from flaxcle.paths import map_named, named_leaves
+from flaxcle.spec.table import channels, normal_axes
+
+PyTree = Any
+
+
+def random_log2(spec: Spec, seed: int = 0, whole: bool = False) -> dict[str, np.ndarray]:
+    """Random base-2 logarithms of every scale; whole ones are powers of two."""
+    rng = np.random.default_rng(seed)
+    draws = {group.name: rng.uniform(-3, 3, group.shape) for group in spec.groups}
+    return {name: np.rint(draw) if whole else draw for name, draw in draws.items()}
+
+
+def apply_table(params: PyTree, spec: Spec, log2: dict[str, np.ndarray]) -> PyTree:
+    """`leaf *= scale[index] ** power` for each row."""
+    factors: dict[str, np.ndarray] = {}
+    shapes = {path: np.shape(leaf) for path, leaf in named_leaves(params).items()}
+    for group in spec.groups:
+        for path, factor in row_factors(group, shapes, log2[group.name]):
+            factors[path] = factors.get(path, 1.0) * factor
+
+    def scaled(path: str, leaf: Any) -> Any:
+        factor = factors.get(path)
+        return leaf if factor is None else (np.asarray(leaf) * factor).astype(leaf.dtype)
+
+    return map_named(scaled, params)
+
+
+def row_factors(
+    group: Group, shapes: dict[str, tuple[int, ...]], log2: np.ndarray
+) -> list[tuple[str, np.ndarray]]:
+    """For each row of a group the factor of its leaf, broadcastable to the leaf."""
+    rows = []
+    for site in group.sites:
+        shape = shapes[site.path]
+        ids, axes = channels(site, shape), normal_axes(site, len(shape))
+        exponent = np.where(ids >= 0, log2.ravel()[ids], 0.0) * float(site.power)
+        order = np.argsort(axes)
+        view = [shape[axis] if axis in axes else 1 for axis in range(len(shape))]
+        rows.append((site.path, np.exp2(exponent.transpose(order)).reshape(view)))
+    return rows
+
+
+def in_float64(fn: Callable[..., PyTree], params: PyTree, *inputs: Any) -> list[np.ndarray]:
+    """The outputs of `fn` with all floats widened."""
+    with jax.enable_x64(True):
+        args = jax.tree.map(_widen, (params, inputs))
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(fn(args[0], *args[1]))]
+
+
+def widened(params: PyTree) -> PyTree:
+    """The params as NumPy float64, so that a table can be applied to them without rounding."""
+    return jax.tree.map(_wide_numpy, params)
+
+
+def _wide_numpy(leaf: Any) -> Any:
+    floating = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return np.asarray(leaf, np.float64) if floating else leaf
+
+
+def _widen(leaf: Any) -> Any:
+    return jnp.asarray(_wide_numpy(leaf)) if hasattr(leaf, "dtype") else leaf
