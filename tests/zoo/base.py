@@ -47,13 +47,16 @@ class Network:
 _BUILDERS: dict[str, Callable[[], Network]] = {}
 
 
-def register(build: Callable[[str], Network]) -> Callable[[], Network]:
-    """Enters a builder under its own name (built once, on first use)."""
-    name = build.__name__
+def register(build: Callable[[str], Network]) -> None:
+    """Enters a builder under its own name."""
+    enter(build.__name__, build)
+
+
+def enter(name: str, build: Callable[..., Network], *args: Any, **facts: Any) -> None:
+    """Enters ``build(name, *args, **facts)``, to be called once, on first use."""
     if name in _BUILDERS:
         raise ValueError(f"two networks are called {name!r}")
-    _BUILDERS[name] = cache(lambda: build(name))
-    return _BUILDERS[name]
+    _BUILDERS[name] = cache(lambda: build(name, *args, **facts))
 
 
 def networks() -> dict[str, Callable[[], Network]]:

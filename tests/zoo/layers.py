@@ -138,7 +138,8 @@ def grouped(name: str) -> Network:
 
 @register
 def transposed(name: str) -> Network:
-    layers = ("Conv_0", *(f"ConvTranspose_{i}" for i in range(3)), "Conv_1")
+    square = "ConvTranspose_2[out=-2, in=-1]"
+    layers = ("Conv_0", "ConvTranspose_0", "ConvTranspose_1", square, "Conv_1")
     scales, inputs = 4 + 5 + 6 + 6, image(1, 3, 3, 2)
     shape = (1, 12, 12, 2)
     return linen(name, Transposed(), inputs, shape=shape, pairs=(layers,), scales=scales)
