@@ -1,0 +1,160 @@
+"""What flows where: which values depend on data, from which tensors, and which are views of params.
+
+Facts about every value of a traced function, loops and branches included. `origins` are the
+tensors that elementwise and layout operations lead back to (inputs, results of contractions,
+residual sums): `x + f(x)` has different origins on both sides, the sum inside gelu has not.
+`view` says which axes of a param leaf the dimensions of a value run along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from flaxcle.jaxpr import Graph, Op, Program, Value
+from flaxcle.jaxpr.trace import scan_arity
+
+CONTRACTIONS = ("conv_general_dilated", "dot_general")
+_SAME = ("convert_element_type", "copy", "optimization_barrier", "sharding_constraint")
+_LAYOUT = (*_SAME, "reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "rev")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What is known of one value.
+
+    Attributes:
+        origins: ids of its source tensors; none for a value that no input reaches.
+        leaf: path of the param leaf that it is a layout of.
+        view: per dimension the axis of that leaf, or `None`; empty when it can't be said.
+    """
+
+    origins: frozenset[int] = frozenset()
+    leaf: str | None = None
+    view: tuple[int | None, ...] = ()
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether the value depends on the inputs."""
+        return bool(self.origins)
+
+
+@dataclass
+class Flow:
+    """Facts by value, all live ops in program order, and which of them are residual adds."""
+
+    facts: dict[int, Fact] = field(default_factory=dict)
+    ops: list[Op] = field(default_factory=list)
+    residual: set[Op] = field(default_factory=set)
+
+    def __getitem__(self, value: Value) -> Fact:
+        """The facts of a value; constants have none."""
+        return self.facts.get(id(value), Fact())
+
+
+def follow(program: Program) -> Flow:
+    """Walks a traced function once, from its params and inputs to its outputs."""
+    flow = Flow()
+    for path, value in program.params.items():
+        flow.facts[id(value)] = Fact(leaf=path, view=tuple(range(len(value.shape))))
+    for value in program.inputs:
+        flow.facts[id(value)] = Fact(frozenset([id(value)]))
+    _walk(flow, program.graph)
+    return flow
+
+
+def _walk(flow: Flow, graph: Graph) -> None:
+    for op in graph.flat:
+        facts = [flow[value] for value in op.inputs]
+        flow.ops.append(op)
+        if op.bodies:
+            _enter(flow, op, facts)
+        elif _is_residual(op, facts):
+            flow.residual.add(op)
+        _leave(flow, op, facts)
+
+
+def _is_residual(op: Op, facts: Sequence[Fact]) -> bool:
+    if op.primitive not in ("add", "add_any", "sub"):
+        return False
+    first, second = facts
+    return first.dynamic and second.dynamic and first.origins != second.origins
+
+
+def _leave(flow: Flow, op: Op, facts: Sequence[Fact]) -> None:
+    origins = frozenset().union(*(fact.origins for fact in facts))
+    starts = (*CONTRACTIONS, "gather")
+    new = op.primitive in starts or bool(op.bodies) or op in flow.residual
+    leaf = facts[0].leaf if op.primitive in _LAYOUT else None
+    for value in op.outputs:
+        own = frozenset([id(value)]) if new and origins else origins
+        view = _view(op, facts[0], value) if leaf else ()
+        flow.facts.setdefault(id(value), Fact(own, leaf, view))
+
+
+def _view(op: Op, fact: Fact, out: Value) -> tuple[int | None, ...]:
+    """Where the leaf's axes are after a layout operation."""
+    shape = op.inputs[0].shape
+    if len(fact.view) != len(shape):
+        return ()
+    if op.primitive in _SAME:
+        return fact.view
+    if op.primitive == "transpose":
+        return tuple(fact.view[k] for k in op.params["permutation"])
+    if op.primitive == "broadcast_in_dim":
+        return _broadcast(op, fact, out)
+    return moved(fact.view, shape, out.shape)
+
+
+def _broadcast(op: Op, fact: Fact, out: Value) -> tuple[int | None, ...]:
+    view: list[int | None] = [None] * len(out.shape)
+    for k, target in enumerate(op.params["broadcast_dimensions"]):
+        if op.inputs[0].shape[k] == out.shape[target]:
+            view[target] = fact.view[k]
+    return tuple(view)
+
+
+def moved(
+    view: tuple[int | None, ...], old: tuple[int, ...], new: tuple[int, ...]
+) -> tuple[int | None, ...]:
+    """The view after a reshape that only adds or removes dimensions of size one; else empty."""
+    sized = [(n, axis) for n, axis in zip(old, view, strict=True) if n != 1]
+    if [n for n, _ in sized] != [n for n in new if n != 1]:
+        return ()
+    rest = iter(sized)
+    return tuple(None if n == 1 else next(rest)[1] for n in new)
+
+
+def _enter(flow: Flow, op: Op, facts: Sequence[Fact]) -> None:
+    """Into the bodies of scan and cond; a while loop is not looked into."""
+    if op.primitive == "while":
+        return
+    for graph in op.bodies:
+        for value, fact in _arguments(op, graph, facts):
+            flow.facts[id(value)] = fact
+        _walk(flow, graph)
+
+
+def _arguments(op: Op, graph: Graph, facts: Sequence[Fact]) -> Iterator[tuple[Value, Fact]]:
+    if op.primitive == "cond":
+        yield from zip(graph.inputs, facts[1:], strict=True)
+        return
+    n_consts, n_carry = scan_arity(op.params)
+    dynamic = _carried(graph, n_consts, n_carry, [fact.dynamic for fact in facts])
+    for k, (value, fact) in enumerate(zip(graph.inputs, facts, strict=True)):
+        origins = frozenset([id(value)]) if dynamic[k] else frozenset()
+        sliced = fact.view[1:] if k >= n_consts + n_carry else fact.view
+        yield value, replace(fact, origins=origins, view=sliced)
+
+
+def _carried(graph: Graph, n_consts: int, n_carry: int, dynamic: list[bool]) -> list[bool]:
+    """Which inputs of a scan's body depend on data, once the carry has gone round."""
+    out = list(dynamic)
+    for _ in range(n_carry + 1):
+        flows = {id(value) for value, flag in zip(graph.inputs, out, strict=True) if flag}
+        for op in graph.flat:
+            if any(id(value) in flows for value in op.inputs):
+                flows |= {id(value) for value in op.outputs}
+        for k, value in enumerate(graph.outputs[:n_carry]):
+            out[n_consts + k] |= id(value) in flows
+    return out

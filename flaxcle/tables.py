@@ -1,0 +1,84 @@
+"""Small tables of results: what `compare`, `Calibration.table` and the recipe hand to people.
+
+A table is data: columns and rows. It prints itself as text and exports to CSV and pandas.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows, printable and exportable.
+
+    Attributes:
+        columns: the headings.
+        rows: one tuple per row, as long as `columns`.
+
+    Example:
+        >>> print(Table(("layer", "max"), (("Conv_0", 1.5), ("Dense_0", None))))
+        layer    max
+        Conv_0   1.5
+        Dense_0    -
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The rows as dictionaries."""
+        return (dict(zip(self.columns, row, strict=True)) for row in self.rows)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.rows)
+
+    def column(self, name: str) -> list[Any]:
+        """All the values of one column."""
+        return [row[self.columns.index(name)] for row in self.rows]
+
+    def __str__(self) -> str:
+        """Aligned text: words to the left, numbers to the right."""
+        cells = [self.columns, *([_text(value) for value in row] for row in self.rows)]
+        widths = [max(len(row[k]) for row in cells) for k in range(len(self.columns))]
+        words = [any(isinstance(row[k], str) for row in self.rows) for k in range(len(widths))]
+        lines = []
+        for row in cells:
+            parts = [
+                cell.ljust(width) if word else cell.rjust(width)
+                for cell, width, word in zip(row, widths, words, strict=True)
+            ]
+            lines.append("  ".join(parts).rstrip())
+        return "\n".join(lines)
+
+    def to_csv(self, path: str | Path | None = None) -> str:
+        r"""The table as CSV text, also written to `path` when given.
+
+        Example:
+            >>> Table(("layer", "max"), (("Conv_0", 1.5),)).to_csv()
+            'layer,max\nConv_0,1.5\n'
+        """
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([self.columns, *self.rows])
+        if path is not None:
+            Path(path).write_text(text.getvalue(), encoding="utf-8")
+        return text.getvalue()
+
+    def to_pandas(self) -> Any:
+        """The table as a `pandas.DataFrame`; pandas is no dependency, install it to use this."""
+        import pandas as pd  # noqa: PLC0415  (an optional package)
+
+        return pd.DataFrame(self.rows, columns=list(self.columns))
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
