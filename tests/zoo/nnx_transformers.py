@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from zoo.base import Network, image, nnx_net, register, tokens
-from zoo.transformers import VOCABULARY
+from zoo.transformers import VOCABULARY, attend
 
 
 class LayerNorm(nnx.Module):
@@ -23,16 +25,22 @@ class LayerNorm(nnx.Module):
         return x * self.scale[...][None, None] + self.bias[...][None, None]
 
 
+def causal(q: jax.Array, k: jax.Array, v: jax.Array, **_: Any) -> jax.Array:
+    """NNX's default takes its softmax in float32, which strict promotion refuses as well."""
+    return attend(q, k, v, causal=True)
+
+
 class Block(nnx.Module):
     def __init__(self, width: int, rngs: nnx.Rngs):
         self.norm1, self.norm2 = LayerNorm(width, rngs), LayerNorm(width, rngs)
-        self.attention = nnx.MultiHeadAttention(2, width, decode=False, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(
+            2, width, decode=False, attention_fn=causal, rngs=rngs
+        )
         self.up = nnx.Linear(width, 12, rngs=rngs)
         self.down = nnx.Linear(12, width, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        mask = jnp.tril(jnp.ones((1, 1, x.shape[1], x.shape[1]), bool))
-        x = x + self.attention(self.norm1(x), mask=mask)
+        x = x + self.attention(self.norm1(x))
         return x + self.down(nnx.gelu(self.up(self.norm2(x))))
 
 
