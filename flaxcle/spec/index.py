@@ -137,15 +137,15 @@ def _repeats(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _arithmetic(values: np.ndarray, counts: np.ndarray) -> Iterator[Run]:
     """Stretches of channels that advance by one step and are repeated equally often."""
     joined = (values[1:] >= 0) & (values[:-1] >= 0) & (counts[1:] == counts[:-1])
-    steps = np.where(joined, np.diff(values), 0)
+    steps = np.append(np.where(joined, np.diff(values), 0), 0)
     ends = np.append(np.flatnonzero(np.diff(steps)) + 1, steps.size)
     at = 0
     while at < values.size:
-        start, count = int(values[at]), int(counts[at])
-        step = int(steps[at]) if at < steps.size else 0
+        start, count, step = int(values[at]), int(counts[at]), int(steps[at])
         length = 1 + int(ends[np.searchsorted(ends, at, side="right")]) - at if step else 1
-        if step != 1 and length < 3:  # two channels are no pattern; the second may start one
-            step, length = 1, 1
+        if length == 2 and step != 1 and steps[at + 1] == 1:  # the second starts a better stretch
+            length = 1
+        step = step if length > 1 else 1
         yield Run(-1, count, 0) if start < 0 else Run(start, length, step, count)
         at += length
 

@@ -28,6 +28,7 @@ from flaxcle.spec.layers import (
 )
 from flaxcle.spec.table import Group
 
+_LONG = 40
 Row = tuple[Leaf, Reading, int]
 Turned = dict[str, bool]
 
@@ -167,4 +168,5 @@ def _advice(name: str, width: int, size: int) -> str:
 
 def _joined(layers: Sequence[Layer]) -> str:
     names = [layer.name for layer in layers if layer.source]
-    return " + ".join(names) if len(names) < 3 else f"{names[0]} + {len(names) - 1} more"
+    full = " + ".join(names)
+    return full if len(full) <= _LONG or len(names) == 1 else f"{names[0]} + {len(names) - 1} more"
