@@ -56,7 +56,13 @@ def enter(name: str, build: Callable[..., Network], *args: Any, **facts: Any) ->
     """Enters ``build(name, *args, **facts)``, to be called once, on first use."""
     if name in _BUILDERS:
         raise ValueError(f"two networks are called {name!r}")
-    _BUILDERS[name] = cache(lambda: build(name, *args, **facts))
+
+    @cache
+    def once() -> Network:
+        with jax.enable_x64(False):  # the first user may be a test in float64
+            return build(name, *args, **facts)
+
+    _BUILDERS[name] = once
 
 
 def networks() -> dict[str, Callable[[], Network]]:

@@ -143,7 +143,7 @@ def dead_channels_legal(name: str) -> Network:
 def dead_channels_illegal(name: str) -> Network:
     net = linen(name, Clipped(), image(6, 4), shape=(6, 2), illegal=PAIR, scales=0)
     note = "two producer channels never fire, and a clip blocks the others"
-    return dataclasses.replace(damaged(net, column=1.0, bias=-50.0, row=1.0), note=note)
+    return dataclasses.replace(damaged(net, column=0.0, bias=-1.0, row=1.0), note=note)
 
 
 @register

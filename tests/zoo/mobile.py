@@ -144,7 +144,10 @@ def mobilenetv3(name: str) -> Network:
         (*unit(first, 0), *unit(first, 1), (gate, f"{first}/ConvNorm_2/Conv_0")),
         (convs, norms, (f"{third}/ConvNorm_0/Conv_0", "ConvNorm_1/Conv_0")),
     )
-    return linen(name, MobileNetV3(), image(1, 16, 16, 3), shape=(1, 4), pairs=pairs)
+    convs = 4 + (8 + 8 + 4) + (8 + 8 + 5) + (10 + 10 + 5) + 6
+    scales = convs + (8 + 8) + 3 * 2 + 5
+    net, inputs = MobileNetV3(), image(1, 16, 16, 3)
+    return linen(name, net, inputs, shape=(1, 4), pairs=pairs, scales=scales)
 
 
 @register
@@ -152,9 +155,15 @@ def efficientnet(name: str) -> Network:
     blocks = [f"GatedBottleneck_{i}/ConvNorm_2" for i in range(2)]
     convs, norms = (tuple(f"{b}/{part}" for b in blocks) for part in ("Conv_0", "BatchNorm_0"))
     pairs = ((convs, norms, ("GatedBottleneck_1/ConvNorm_0/Conv_0", "ConvNorm_1/Conv_0")),)
-    return linen(name, EfficientNet(), image(1, 16, 16, 3), shape=(1, 4), pairs=pairs)
+    scales = 4 + (8 + 8 + 5) + (10 + 10 + 5) + 6 + 5
+    net, inputs = EfficientNet(), image(1, 16, 16, 3)
+    return linen(name, net, inputs, shape=(1, 4), pairs=pairs, scales=scales)
 
 
 @register
 def convnext(name: str) -> Network:
-    return linen(name, ConvNeXt(), image(1, 12, 12, 3), shape=(1, 4))
+    scales = 2 * (4 + 4) + 4 + (6 + 6) + 6
+    note = (
+        "in each block the norm's gain moves into the first layer, the layer scale into the second"
+    )
+    return linen(name, ConvNeXt(), image(1, 12, 12, 3), shape=(1, 4), scales=scales, note=note)

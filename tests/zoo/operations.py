@@ -34,7 +34,7 @@ TRANSPARENT: dict[str, Operation] = {
     "barrier": lambda x: jax.lax.optimization_barrier(jax.nn.relu(x)),
     "sqrt_of_square": lambda x: jnp.sqrt(jnp.square(x)),
     "cube_root_of_cube": lambda x: jnp.cbrt(x**3),
-    "geometric_mean": lambda x: jnp.sqrt(jnp.abs(x) * jax.nn.relu(x)),
+    "geometric_mean": lambda x: jnp.sqrt(jnp.abs(x) * jnp.maximum(x, -0.5 * x)),
     "reshape_back": lambda x: jax.nn.relu(x.reshape((-1, 2, 3))).reshape((-1, HIDDEN)),
     "reverse_twice": lambda x: jax.nn.relu(x[:, ::-1])[:, ::-1],
     "batch_sort": lambda x: jnp.sort(x, axis=0),
