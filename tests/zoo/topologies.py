@@ -6,6 +6,7 @@ An illegal form carries in ``illegal`` the pair that looks right and changes the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -26,7 +27,19 @@ class Topology(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> Any:
-        return self.body(lambda width, **options: nn.Conv(width, (3, 3), **options), x)
+        return self.body(late_conv, x)
+
+
+def late_conv(width: int, **options: Any) -> Callable[[jax.Array], jax.Array]:
+    """A convolution made at its first call, so that nested calls are named from the inside out."""
+    made: list[nn.Conv] = []
+
+    def call(x: jax.Array) -> jax.Array:
+        if not made:
+            made.append(nn.Conv(width, (3, 3), **options))
+        return made[0](x)
+
+    return call
 
 
 def topology(name: str, body: Any, **facts: Any) -> Network:
@@ -130,8 +143,8 @@ def product_legal(name: str) -> Network:
     def body(conv: Any, x: jax.Array) -> jax.Array:
         return conv(2)(nn.relu(conv(5)(x)) * conv(5)(x))
 
-    pairs = (("Conv_0", "Conv_2"), ("Conv_1", "Conv_2"))
-    return topology(name, body, pairs=pairs, scales=5 + 5)
+    note = "each factor has its own scale; pairs can declare one of the two"
+    return topology(name, body, pairs=(("Conv_0", "Conv_2"),), scales=5 + 5, note=note)
 
 
 @register
@@ -226,7 +239,7 @@ def edge_pad_legal(name: str) -> Network:
 @register
 def clip_illegal(name: str) -> Network:
     def body(conv: Any, x: jax.Array) -> jax.Array:
-        return conv(2)(nn.relu6(conv(5)(x)))
+        return conv(2)(jnp.clip(conv(5)(x), 0.0, 0.5))
 
     return topology(name, body, illegal=STEM, scales=0)
 
