@@ -239,7 +239,7 @@ def edge_pad_legal(name: str) -> Network:
 @register
 def clip_illegal(name: str) -> Network:
     def body(conv: Any, x: jax.Array) -> jax.Array:
-        return conv(2)(jnp.clip(conv(5)(x), 0.0, 0.5))
+        return conv(2)(jnp.clip(conv(5)(x), 0.0, 2.0))
 
     return topology(name, body, illegal=STEM, scales=0)
 
