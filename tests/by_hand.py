@@ -53,11 +53,31 @@ def row_factors(
     return rows
 
 
-def in_float64(fn: Callable[..., PyTree], params: PyTree, *inputs: Any) -> list[np.ndarray]:
-    """The outputs of `fn` with all floats widened."""
-    with jax.enable_x64(True):
-        args = jax.tree.map(_widen, (params, inputs))
-        return [np.asarray(leaf) for leaf in jax.tree.leaves(fn(args[0], *args[1]))]
+def in_float64(fn: Callable[..., PyTree], *inputs: Any) -> Callable[[PyTree], list[np.ndarray]]:
+    """`params -> outputs` of `fn` with all floats widened, compiled once."""
+    run = jax.jit(fn)
+
+    def call(params: PyTree) -> list[np.ndarray]:
+        with jax.enable_x64(True):
+            tree, args = jax.tree.map(_widen, (params, inputs))
+            return [np.asarray(leaf) for leaf in jax.tree.leaves(run(tree, *args))]
+
+    return call
+
+
+def assert_preserved(fn: Callable[..., PyTree], params: PyTree, spec: Spec, *inputs: Any) -> None:
+    """In float64 to 1e-9 relative for random scales, and every group changes some leaf."""
+    run, wide = in_float64(fn, *inputs), widened(params)
+    scaled = apply_table(wide, spec, random_log2(spec))
+    changed = {path for path, leaf in named_leaves(scaled).items() if hasattr(leaf, "dtype")}
+    same = {
+        path
+        for path in changed
+        if np.array_equal(named_leaves(scaled)[path], named_leaves(wide)[path])
+    }
+    assert not same & {site.path for group in spec.groups for site in group.sites}
+    for old, new in zip(run(wide), run(scaled), strict=True):
+        np.testing.assert_allclose(new, old, rtol=1e-9, atol=1e-9 * np.abs(old).max())
 
 
 def widened(params: PyTree) -> PyTree:

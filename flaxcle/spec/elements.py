@@ -26,7 +26,7 @@ _ROLES = {
 }
 _SYNTAX = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<options>[^\[\]]*)\])?")
 _OPTION = re.compile(r"\s*(?P<key>in|out|at)\s*=\s*(?P<numbers>-?\d+(\s*\+\s*-?\d+)*)\s*")
-_ATTENTION = ("query", "key", "value", "out")
+_ATTENTION = (("query", "key", "value", "out"), ("q", "k", "v", "o"))
 _CLIPS = "clips"
 
 
@@ -228,8 +228,9 @@ def _trailing(kernel: Leaf, shifts: Sequence[Leaf], leaves: Mapping[str, Any]) -
         if 1 < rank < len(kernel.shape) and kernel.shape[-rank:] == shift.shape:
             return rank
     module, own = parent(kernel.path), leaf_name(kernel.path)
-    block = [f"{parent(module)}/{part}/{own}".strip("/") for part in _ATTENTION]
-    if kernel.path not in block or any(path not in leaves for path in block):
-        return 0
-    ranks = {len(shape_of(leaves[path])) for path in block}
-    return 0 if ranks != {3} else 1 if leaf_name(module) == "out" else 2
+    for parts in _ATTENTION:
+        block = [f"{parent(module)}/{part}/{own}".strip("/") for part in parts]
+        ranks = {len(shape_of(leaves[path])) for path in block if path in leaves}
+        if kernel.path in block and all(path in leaves for path in block) and ranks == {3}:
+            return 1 if kernel.path == block[-1] else 2
+    return 0
