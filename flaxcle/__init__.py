@@ -13,3 +13,5 @@ from flaxcle.spec import Index as Index
 from flaxcle.spec import Scales as Scales
 from flaxcle.spec import Site as Site
 from flaxcle.spec import Spec as Spec
+from flaxcle.verify import Equivalence as Equivalence
+from flaxcle.verify import verify as verify
