@@ -24,7 +24,7 @@ help:
 	@echo "make clean        removes the environments and everything that was built"
 
 demo: .venv/demo.done
-	$(BIN)/python examples/fashion_mnist/demo.py
+	$(BIN)/python examples/fashion_mnist/run.py
 
 test: .venv/dev.done
 	$(BIN)/python -m pytest -q -n $(JOBS)

@@ -1,0 +1,146 @@
+"""The demo: int8 destroys EfficientNet-Lite0, equalization and bias correction bring it back.
+
+    python examples/fashion_mnist/run.py [--out FOLDER]
+
+Prints accuracy, agreement with float and SQNR on 2,000 test images; writes them as JSON, and two
+pictures, to FOLDER. Invariant: no test image is used for anything but the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+from rich.console import Console
+from rich.progress import Progress
+
+import flaxcle as fc
+from build_data import DATA
+from imagenet import imagenet_variables
+from lite0 import PAIRS, Lite0
+from pictures import save_pictures
+from preprocess import preprocess
+from train_head import CLASSES, HEAD
+
+BATCH = 50
+CALIBRATION_BATCH = 64
+PICTURED = "block1a/depthwise"
+PER_TENSOR = fc.QuantConfig()
+PER_CHANNEL = fc.QuantConfig(weight_granularity="per_channel")
+
+Params = Any
+Function = Callable[..., Any]
+
+
+class Network(NamedTuple):
+    """A function with its params; int8 in `config` once there is a `calibration`."""
+
+    fn: Function
+    params: Params
+    calibration: fc.Calibration | None = None
+    config: fc.QuantConfig = PER_TENSOR
+
+    def logits(self, images: np.ndarray, tick: Callable[[], None]) -> np.ndarray:
+        """The logits of all images; two threads, as XLA runs depthwise convolutions in one."""
+        fn = self.fn
+        if self.calibration is not None:
+            fn = fc.fake_quant(fn, self.config, self.calibration)
+        compiled = jax.jit(lambda params, batch: fn(params, preprocess(batch)))
+
+        def run(batch: np.ndarray) -> np.ndarray:
+            out = np.asarray(compiled(self.params, batch))
+            tick()
+            return out
+
+        with ThreadPoolExecutor(2) as pool:
+            return np.concatenate(list(pool.map(run, np.split(images, len(images) // BATCH))))
+
+
+def float_variables() -> Params:
+    """Lite0's ImageNet backbone with the trained head."""
+    variables = imagenet_variables()
+    variables["params"]["classifier"] = dict(np.load(HEAD))
+    return jax.tree.map(jax.numpy.asarray, variables)
+
+
+def equalize(fn: Function, params: Params, x: jax.Array) -> tuple[Function, Params]:
+    """The same function with equalized weights; ReLU6 is kept, with a bound for each channel."""
+    fn, params = fc.expose_clips(fn, params, x)
+    params = fc.prune_dead_channels(fn, params, x)
+    return fn, fc.equalize(params, fc.Spec.from_pairs(PAIRS, params))
+
+
+def networks(batches: list[jax.Array], stage: Callable[[str], None]) -> dict[str, Network]:
+    """The rows of the table, from float to int8 per channel."""
+    fn, x = Lite0(classes=CLASSES).apply, batches[0]
+    stage("folding batch normalization")
+    folded = fc.fold_batch_norm(fn, float_variables(), x)
+    stage("equalizing")
+    equal_fn, equal = equalize(fn, folded, x)
+    stage("calibrating")
+    ranges = fc.calibrate(fn, folded, batches, PER_TENSOR)
+    equal_ranges = fc.calibrate(equal_fn, equal, batches, PER_TENSOR)
+    stage("correcting biases")
+    corrected = fc.correct_bias(equal_fn, equal, batches, PER_TENSOR)
+    return {
+        "float": Network(fn, folded),
+        "int8 per tensor": Network(fn, folded, ranges),
+        "int8 after equalization": Network(equal_fn, equal, equal_ranges),
+        "int8 after equalization and bias correction": Network(equal_fn, corrected, equal_ranges),
+        "int8 per channel": Network(fn, folded, ranges, PER_CHANNEL),
+    }
+
+
+def kernels(params: Params) -> dict[str, np.ndarray]:
+    """The kernels by layer."""
+    leaves = flatten_dict(params["params"], sep="/")
+    named = {name.removesuffix("/kernel"): leaf for name, leaf in leaves.items()}
+    return {name: np.asarray(leaf) for name, leaf in named.items() if leaf.ndim > 1}
+
+
+def evaluate(rows: dict[str, Network], images: np.ndarray, progress: Progress) -> dict[str, Any]:
+    """The logits of each network."""
+    logits = {}
+    for name, network in rows.items():
+        task = progress.add_task(name, total=len(images) // BATCH)
+        logits[name] = network.logits(images, lambda task=task: progress.advance(task))
+    return logits
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="int8 before and after equalization")
+    parser.add_argument("--out", type=Path, default=Path("build/fashion_mnist"))
+    out: Path = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    start, data = time.monotonic(), np.load(DATA)
+    with Progress() as progress:
+        task = progress.add_task("reading", total=5)
+        images = preprocess(data["calibration_images"])
+        batches = list(images.reshape(-1, CALIBRATION_BATCH, *images.shape[1:]))
+        stage = lambda text: progress.update(task, advance=1, description=text)  # noqa: E731
+        rows = networks(batches, stage)
+        stage("networks ready")
+        logits = evaluate(rows, data["test_images"], progress)
+    table = fc.compare(logits.pop("float"), logits, data["test_labels"])
+    layers = [kernels(rows[name].params) for name in ("float", "int8 after equalization")]
+    pictures = save_pictures(out, *layers, PICTURED)
+    seconds = time.monotonic() - start
+    (out / "numbers.json").write_text(
+        json.dumps({"rows": list(table), "seconds": seconds}, indent=1)
+    )
+    console = Console()
+    console.print(f"{table}\n\n{seconds:.0f} s", markup=False, highlight=False)
+    for path in [out / "numbers.json", *pictures]:
+        console.print(path, highlight=False)
+
+
+if __name__ == "__main__":
+    main()
