@@ -128,8 +128,10 @@ def linear_attention(name: str) -> Network:
 def lora_weight_norm(name: str) -> Network:
     leaves = {"w": (4, 6), "a": (4, 2), "b": (2, 6), "bias": (6,), "v": (6, 5), "g": (5,)}
     leaves |= {"head": (5, 3)}
-    scales = 2 + 5 + 5 + 6
-    return raw(name, low_rank, leaves, image(6, 4), shape=(6, 3), scales=scales)
+    rank, directions, gains, whole = 2, 5, 5, 1
+    note = "weight normalisation ties the hidden channels: they move together or not at all"
+    facts = {"scales": rank + directions + gains + whole, "note": note}
+    return raw(name, low_rank, leaves, image(6, 4), shape=(6, 3), **facts)
 
 
 @register

@@ -148,7 +148,7 @@ def transposed(name: str) -> Network:
 @register
 def conv_local(name: str) -> Network:
     note = "a local convolution has its own scale at every position"
-    inputs, scales = image(2, 6, 3), 4 + 4 * 3
+    inputs, scales = image(2, 6, 3), 4 + 6 * 3
     return linen(name, Local(), inputs, shape=(2, 2), scales=scales, note=note)
 
 
