@@ -192,8 +192,8 @@ def ssd_mobilenetv1() -> Detector:
 
 def resized(picture: np.ndarray, size: int) -> jax.Array:
     """A square RGB picture of bytes as (1, size, size, 3) in float32."""
-    picture = jnp.asarray(picture, jnp.float32)
-    return jax.image.resize(picture, (size, size, 3), "linear")[None]
+    values = jnp.asarray(picture, jnp.float32)
+    return jax.image.resize(values, (size, size, 3), "linear")[None]
 
 
 def decode_tiny(output: jax.Array) -> tuple[np.ndarray, np.ndarray]:

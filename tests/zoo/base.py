@@ -89,7 +89,7 @@ def nnx_net(
     model.eval()
     graph, abstract = nnx.split(model)
 
-    def fn(state: nnx.State, *args: jax.Array) -> PyTree:
+    def fn(state: Any, *args: jax.Array) -> PyTree:
         return nnx.merge(graph, state)(*args)
 
     return Network(name, fn, draw(name, abstract), inputs, shapes(shape), **facts)

@@ -110,6 +110,31 @@ class ShuffleNet(nnx.Module):
         return self.head(x.mean(axis=(1, 2)))
 
 
+class Residual(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.up = nnx.Linear(6, 5, rngs=rngs)
+        self.down = nnx.Linear(5, 6, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nnx.relu(x + self.down(nnx.relu(self.up(x))))
+
+
+class ScanStack(nnx.Module):
+    """Blocks made by nnx.vmap, run by nnx.scan under remat; the scan also returns their state."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.first = nnx.Linear(4, 6, rngs=rngs)
+        self.blocks = nnx.split_rngs(splits=3)(nnx.vmap(Residual))(rngs)
+        self.head = nnx.Linear(6, 3, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        def forward(x: jax.Array, block: Residual) -> jax.Array:
+            return nnx.remat(Residual.__call__)(block, x)
+
+        return self.head(forward(nnx.relu(self.first(x)), self.blocks))
+
+
 @register
 def mlp_nnx(name: str) -> Network:
     pairs = (("layers/layers/0", "layers/layers/2", "layers/layers/4"),)
@@ -150,3 +175,8 @@ def shufflenet_nnx(name: str) -> Network:
     each = 6 + (8 + 8 + 6) + (8 + 8)
     inputs = image(1, 8, 8, 3)
     return nnx_net(name, ShuffleNet, inputs, shape=(1, 5), pairs=pairs, scales=each)
+
+
+@register
+def scan_remat_stack_nnx(name: str) -> Network:
+    return nnx_net(name, ScanStack, image(4, 4), shape=(4, 3), scales=3 * 5 + 6)
