@@ -47,7 +47,7 @@ def spec_from_json(text: str) -> Spec:
             "the text of a spec is not JSON", where=str(error), then="pass what Spec.to_json wrote"
         ) from error
     version = data.get("flaxcle_spec") if isinstance(data, dict) else None
-    if version != VERSION:
+    if type(version) is not int or version != VERSION:
         raise SpecError(
             f"can't read a spec of version {version!r}",
             where=f"this flaxcle reads version {VERSION}, field 'flaxcle_spec'",

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flaxcle.errors import SpecError, closest
-from flaxcle.paths import leaf_name, parent, strip_collection
+from flaxcle.paths import parent, strip_collection
 from flaxcle.spec.index import Index
 
 if TYPE_CHECKING:
@@ -278,8 +278,10 @@ def _matches(group: Group, pattern: str) -> bool:
     names = {group.name}
     for site in group.sites:
         for path in (site.path, strip_collection(site.path)):
-            names |= {path, parent(path), leaf_name(parent(path))}
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+            while path:
+                names.add(path)
+                path = parent(path)
+    return pattern in names or any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
 def normal_axes(site: Site, rank: int) -> tuple[int, ...]:
