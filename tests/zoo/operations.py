@@ -17,6 +17,11 @@ from zoo.base import Network, enter, image, raw
 Operation = Callable[[jax.Array], jax.Array]
 HIDDEN = 6
 
+
+def pad_with_one(x: jax.Array) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (0, 1)), constant_values=1.0)
+
+
 # Each channel by itself and with power one: the plain pair is legal.
 TRANSPARENT: dict[str, Operation] = {
     "identity": lambda x: x,
@@ -93,7 +98,7 @@ BLOCKING: dict[str, Operation] = {
     "exponential": jnp.exp,
     "layer_norm": lambda x: x * jax.lax.rsqrt(jnp.square(x).mean(axis=1, keepdims=True) + 1e-2),
     "sine": jnp.sin,
-    "pad_one": lambda x: jnp.maximum(jnp.pad(x, ((0, 0), (0, 1)), constant_values=1.0), x[:, :1]),
+    "pad_one": lambda x: jnp.maximum(pad_with_one(x[:, 1:]), x[:, :1]),
 }
 
 
