@@ -1,0 +1,3 @@
+"""Finds every scale symmetry of a function: `find_spec`."""
+
+from flaxcle.discover.find import find_spec as find_spec

@@ -1,0 +1,98 @@
+"""Why an axis of a leaf can't be rescaled, in words.
+
+Every class that is fixed was fixed by some equation; the first one in program order is the reason,
+and the operation that stated it says what it demands. The invariant: the text names the operation
+as the user wrote it (`gelu`, not `tanh`) wherever the call has a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import jax
+
+from flaxcle.discover.atoms import Atoms
+from flaxcle.discover.classes import Classes, Combination
+from flaxcle.discover.symbols import Block
+from flaxcle.jaxpr import Op
+from flaxcle.rules.context import Why, as_number
+from flaxcle.spec import Blocked, Group
+
+KNOWN_CALLS = (jax.nn, jax.scipy.special)
+
+
+def blocked_axes(
+    blocks: Sequence[Block],
+    atoms: Atoms,
+    moves: Mapping[int, Combination],
+    classes: Classes,
+    whys: Sequence[Why],
+    groups: Iterable[Group],
+) -> tuple[Blocked, ...]:
+    """One row for every axis of a leaf that no group moves."""
+    moved = {(s.path, a) for group in groups for s in group.sites for a in s.axes}
+    out: dict[tuple[str, int], Blocked] = {}
+    for block in blocks:
+        for axis in block.role.axes or (0,):
+            key = (block.leaf, axis)
+            if key not in moved and key not in out:
+                out[key] = _blocked(block, axis, atoms, classes, whys)
+    return tuple(out.values())
+
+
+def _blocked(
+    block: Block, axis: int, atoms: Atoms, classes: Classes, whys: Sequence[Why]
+) -> Blocked:
+    roots = [classes.find(atom)[0] for atom in atoms.within(block.base, block.size)]
+    numbers = [classes.fixed[root] for root in roots if root in classes.fixed]
+    why = whys[min(numbers)] if numbers else Why("cancels")
+    op = why.op
+    if op is None:
+        return Blocked(block.leaf, axis, explain(why))
+    return Blocked(block.leaf, axis, explain(why), op.primitive, op.scope, op.source)
+
+
+def explain(why: Why) -> str:
+    """The sentence for the user."""
+    if why.op is None:
+        return WITHOUT_OP[why.kind]
+    call = named_call(why.op)
+    if call and why.kind in ("opaque", "equal", "compare", "along"):
+        return f"{call} is not positively homogeneous"
+    return TEXTS[why.kind](why.op)
+
+
+def named_call(op: Op) -> str:
+    """The innermost function of jax.nn around an operation, such as 'gelu'."""
+    for call in reversed(op.calls):
+        if not call.startswith("_") and any(hasattr(module, call) for module in KNOWN_CALLS):
+            return call
+    return ""
+
+
+WITHOUT_OP = {
+    "output": "it scales an output of the function, which must not change",
+    "cancels": "what it changes is undone by another factor of the same leaf",
+}
+
+
+def _equal(op: Op) -> str:
+    for value in op.inputs:
+        number = as_number(value.const) if value.known else None
+        if number is not None:
+            return f"'{op.primitive}' combines it with the constant {number:g}"
+    return f"'{op.primitive}' needs equal scales on its operands, and one of them is fixed"
+
+
+TEXTS: dict[str, Callable[[Op], str]] = {
+    "opaque": lambda op: f"'{op.primitive}' is not positively homogeneous",
+    "equal": _equal,
+    "compare": lambda op: f"'{op.primitive}' compares it with a value of another scale",
+    "along": lambda op: f"'{op.primitive}' mixes its channels, so that they must share one scale",
+    "sum": lambda op: f"'{op.primitive}' sums its products with a tensor whose scale is fixed",
+    "lookup": lambda op: f"'{op.primitive}' reads it at positions that depend on data",
+    "carry": lambda op: f"a step of '{op.primitive}' must leave its scale unchanged",
+    "branch": lambda op: f"all branches of '{op.primitive}' must return the same scale",
+    "unknown": lambda op: f"no rule says how a scale passes '{op.primitive}'",
+    "irregular": lambda op: f"'{op.primitive}' moves its elements in an irregular pattern",
+}
