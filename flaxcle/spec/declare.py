@@ -62,6 +62,9 @@ def _links(chain: Pair, leaves: Mapping[str, Any]) -> Iterator[Link]:
         raise _no_end("start", chain[0], "makes no channels: it has no kernel and no scale")
     if not all(layer.kernel for layer in elements[-1]):
         raise _no_end("end", chain[-1], "does not read channels with a kernel")
+    for layer in elements[0]:
+        if "at" in layer.options:
+            raise _no_end("start", f"{layer.name}[at=...]", "says where a consumer reads")
     producers, between = elements[0], ()
     for element in elements[1:]:
         if not any(layer.kernel for layer in element):

@@ -77,6 +77,12 @@ class Layer:
         return self.kernel or self.gain
 
     @property
+    def weights(self) -> Leaf:
+        """The kernel of a layer that is known to have one."""
+        assert self.kernel is not None
+        return self.kernel
+
+    @property
     def outer_first(self) -> bool:
         """Whether the leaves follow the (out, in, ...) convention of PyTorch and Equinox."""
         return self.source is not None and leaf_name(self.source.path) == "weight"

@@ -77,8 +77,7 @@ def makes(layer: Layer, turned: bool | None) -> Iterator[Reading]:
 
 def reads(layer: Layer, shape: Shape, spread: Spread, turned: bool | None) -> Reading | None:
     """How a consumer's kernel reads channels of this shape; `None` when it does not fit."""
-    kernel = layer.kernel
-    assert kernel is not None
+    kernel = layer.weights
     size, rank = math.prod(shape), len(kernel.shape)
     if "in" in layer.options:
         return _reads_axes(layer, _checked(kernel, layer.options["in"]), size, spread)
@@ -151,14 +150,12 @@ def _is_transposed(layer: Layer) -> bool:
 
 def _width(layer: Layer, turned: bool) -> int:
     """The size of the out-axis."""
-    assert layer.kernel is not None
-    return layer.kernel.shape[_in_out(layer, turned)[1]]
+    return layer.weights.shape[_in_out(layer, turned)[1]]
 
 
 def _turns(layer: Layer, turned: bool | None) -> Sequence[bool]:
     """Orientations of the kernel that the bias and what was decided before leave open."""
-    kernel = layer.kernel
-    assert kernel is not None
+    kernel = layer.weights
     if len(kernel.shape) < 2:
         raise SpecError("a kernel needs an in-axis and an out-axis", where=str(kernel))
     if turned is not None:
@@ -172,29 +169,28 @@ def _turns(layer: Layer, turned: bool | None) -> Sequence[bool]:
             then=f"write '{layer.name}[out=-1, in=-2]', or '{layer.name}[out=-2, in=-1]' with "
             "transpose_kernel=True",
         )
-    if not layer.shifts:
-        return (
-            (False, True)
-            if min(kernel.shape[axis] for axis in _in_out(layer, False)) > 1
-            else (False,)
-        )
-    width = max(layer.shifts[0].shape, default=1)
-    vector = math.prod(layer.shifts[0].shape) == width
-    fits = [turn for turn in (False, True) if vector and width == _width(layer, turn)]
-    if not fits:
-        raise SpecError(
-            f"the bias of shape {layer.shifts[0].shape} belongs to no axis of the kernel",
-            where=str(kernel),
-            then="name the kernel's axes, as in 'name[in=0+1, out=0+2]' for layers stacked by "
-            "nn.scan or nn.vmap",
-        )
-    return fits[:1]
+    if layer.shifts:
+        return (_turn_of_bias(layer, layer.shifts[0].shape),)
+    return (False, True) if _width(layer, True) > 1 else (False,)
+
+
+def _turn_of_bias(layer: Layer, bias: Shape) -> bool:
+    """The orientation whose out-axis has the size of the bias."""
+    width = max(bias, default=1)
+    for turn in (False, True):
+        if math.prod(bias) == width == _width(layer, turn):
+            return turn
+    raise SpecError(
+        f"the bias of shape {bias} belongs to no axis of the kernel",
+        where=str(layer.weights),
+        then="name the kernel's axes, as in 'name[in=0+1, out=0+2]' for layers stacked by "
+        "nn.scan or nn.vmap",
+    )
 
 
 def _reads_conv(layer: Layer, size: int, turned: bool) -> Reading | None:
     """Dense and conv kernels: whole, a slice of a concat, depthwise, grouped."""
-    kernel, at = layer.kernel, layer.options.get("at", ())
-    assert kernel is not None
+    kernel, at = layer.weights, layer.options.get("at", ())
     inner, outer = _in_out(layer, turned)
     ins, outs = kernel.shape[inner], kernel.shape[outer]
     conv = len(kernel.shape) > 2 and not turned and not _is_transposed(layer)
@@ -218,8 +214,7 @@ def _reads_conv(layer: Layer, size: int, turned: bool) -> Reading | None:
 
 
 def _reads_flat(layer: Layer, size: int, turned: bool, spread: Spread) -> Reading | None:
-    kernel = layer.kernel
-    assert kernel is not None
+    kernel = layer.weights
     inner = _in_out(layer, turned)[0]
     flat = _spread(kernel.shape[inner], size, spread) if len(kernel.shape) == 2 else None
     return None if flat is None else Reading((inner,), flat)
@@ -227,8 +222,7 @@ def _reads_flat(layer: Layer, size: int, turned: bool, spread: Spread) -> Readin
 
 def _reads_axes(layer: Layer, axes: Axes, size: int, spread: Spread) -> Reading | None:
     """The same on axes that are known."""
-    kernel, at = layer.kernel, layer.options.get("at", ())
-    assert kernel is not None
+    kernel, at = layer.weights, layer.options.get("at", ())
     extent = tuple(kernel.shape[axis] for axis in axes)
     normal = tuple(axis % len(kernel.shape) for axis in axes)
     inner, outer = (axis % len(kernel.shape) for axis in _in_out(layer, False))

@@ -108,9 +108,9 @@ def _kernel_rows(
         rows.append((producer.leaf, reading, 1))
     for layer in link.consumers:
         reading = reads(layer, shape, link.spread, _known(layer, turned))
-        if reading is None or layer.kernel is None:
+        if reading is None:
             return []
-        rows.append((layer.kernel, reading, -1))
+        rows.append((layer.weights, reading, -1))
     return rows
 
 
@@ -129,8 +129,8 @@ def _misfit(
     link: Link, made: Sequence[Made], shape: Shape, turned: Mapping[str, bool]
 ) -> SpecError:
     """The error for the first two layers whose sizes differ."""
-    first, size = made[0], math.prod(shape)
-    origin = f"{first.leaf} makes {size} on axes {first.readings[0].axes}"
+    first = made[0]
+    origin = f"{first.leaf} makes {math.prod(shape)} on axes {first.readings[0].axes}"
     for other in made:
         if other.of_size(shape) is None:
             reading = other.readings[0]
@@ -145,13 +145,12 @@ def _misfit(
         for layer in link.consumers
         if reads(layer, shape, link.spread, _known(layer, turned)) is None
     )
-    assert layer.kernel is not None
     axes = layer.options.get("in", (in_axis(layer),))
-    width = math.prod(layer.kernel.shape[axis] for axis in axes)
+    width = math.prod(layer.weights.shape[axis] for axis in axes)
     return SpecError(
         f"{layer.name!r} can't read the channels of {first.layer.name!r}",
-        where=f"{origin}, {layer.kernel} reads {width} on axes {axes}",
-        then=_advice(layer.name, width, size),
+        where=f"{origin}, {layer.weights} reads {width} on axes {axes}",
+        then=_advice(layer.name, width, math.prod(shape)),
     )
 
 

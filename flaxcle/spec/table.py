@@ -189,7 +189,10 @@ class Spec:
 
         Each element of a chain is the name of a module or leaf, or a sequence of names that share
         one scale (the producers of a residual sum, the consumers of one tensor). Consecutive
-        layers with a kernel make a group; a BatchNorm, PReLU or clip between them is a member.
+        layers with a kernel make a group; a BatchNorm, PReLU or clip between them is a member. A
+        suffix says what shapes can't: `"up[out=-2, in=-1]"` the kernel's axes (`transpose_kernel`),
+        `"a[out=0+2]"` several (layers stacked by `nn.scan`), `"b[at=16]"` where the channels start
+        in a concat.
 
         Args:
             pairs: `[("Conv_0", "Conv_1"), ("Conv_1", "BatchNorm_1", "Dense_0"), ...]`.

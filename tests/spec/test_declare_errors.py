@@ -203,6 +203,11 @@ CASES: dict[str, tuple[Any, type[FlaxcleError], list[str]]] = {
         SpecError,
         ["8 channels don't fit at position 20 of an axis of size 24", "(3, 3, 24, 16)"],
     ),
+    "slice of a producer": (
+        [("stem[at=4]", "conv")],
+        SpecError,
+        ["can't start with 'stem[at=...]'", "says where a consumer reads"],
+    ),
     "slices that overlap themselves": (
         [("stem", "wide[at=0+4]")],
         SpecError,
