@@ -8,11 +8,10 @@ from typing import Any
 import flax
 import flax.linen as nn
 import jax
-import numpy as np
 import pytest
 from flax import nnx
 
-from by_hand import apply_table, assert_preserved, random_log2
+from by_hand import assert_preserved
 from flaxcle import Spec
 from zoo import Network, build, networks
 
@@ -70,17 +69,10 @@ def case(request: pytest.FixtureRequest) -> tuple[Network, tuple, Spec]:
     return build(name), pairs, _spec(name, pairs)
 
 
-def test_random_scales_preserve_the_function(case: tuple[Network, tuple, Spec]) -> None:
+def test_scales_preserve_the_function(case: tuple[Network, tuple, Spec]) -> None:
     network, _, spec = case
-    assert_preserved(network.fn, network.params, spec, *network.inputs)
-
-
-def test_powers_of_two_are_bit_exact(case: tuple[Network, tuple, Spec]) -> None:
-    network, _, spec = case
-    scaled = apply_table(network.params, spec, random_log2(spec, whole=True))
-    run = jax.jit(network.fn)
-    before, after = (run(params, *network.inputs) for params in (network.params, scaled))
-    jax.tree.map(np.testing.assert_array_equal, after, before)
+    exact = network.name != "op_cube_root_of_cube"  # XLA's cbrt rounds 8 * x unlike x
+    assert_preserved(network.fn, network.params, spec, *network.inputs, exact=exact)
 
 
 def test_json_round_trip_is_exact(case: tuple[Network, tuple, Spec]) -> None:
