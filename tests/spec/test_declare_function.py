@@ -12,6 +12,8 @@ import numpy as np
 
 from by_hand import assert_preserved
 from flaxcle import Spec
+from flaxcle.clips import expose_clips
+from zoo import build
 from zoo.base import draw, image
 
 
@@ -147,6 +149,18 @@ def test_clip_bounds_move_with_their_layer() -> None:
     spec = Spec.from_pairs([("a", "b")], params)
     assert len(spec.groups[0].sites) == 5
     assert_preserved(fn, params, spec, image(4, 3))
+
+
+def test_exposed_clips_move_with_their_layers() -> None:
+    network = build("mobilenetv2")
+    fn, params = expose_clips(network.fn, network.params, *network.inputs)
+    block = "InvertedResidual_1"
+    first, second, last = (f"{block}/ConvNorm_{i}/Conv_0" for i in range(3))
+    norms = [f"{block}/ConvNorm_{i}/BatchNorm_0" for i in range(2)]
+    spec = Spec.from_pairs([(first, norms[0], second, norms[1], last)], params)
+    moved = {site.path for group in spec.groups for site in group.sites}
+    assert {f"clips/{first}/max", f"clips/{second}/max"} <= moved
+    assert_preserved(fn, params, spec, *network.inputs)
 
 
 def test_a_loop_over_one_layer() -> None:
