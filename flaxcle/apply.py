@@ -1,0 +1,205 @@
+"""Scales onto anything that mirrors the params: params, gradients, moments, EMA copies.
+
+    leaf *= prod over sites of 2 ** (slot * power * log2 scale[index])
+
+If params are multiplied by s, gradients of the same loss are divided by s, and squared gradients by
+s**2: a slot is such an exponent. The invariant: one multiplication for each leaf, by a factor of
+at least float32 that is exact for whole exponents; structure, dtypes, weak types and shardings
+stay, and leaves that no site names are the same objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from functools import cache, lru_cache
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from flaxcle.errors import ConfigError, SpecError
+from flaxcle.paths import PyTree, map_named, shape_of
+from flaxcle.ranges import is_identity
+from flaxcle.solve import plan_of, solve
+from flaxcle.spec import Scales, Site, Spec, check_fit
+from flaxcle.spec.table import channels, normal_axes
+
+Slot = Literal["params", "first_moment", "second_moment"]
+Leaves = dict[str, Any]
+FactorOf = Callable[[Fraction, Any], jax.Array]
+SLOTS: Mapping[str, int] = {"params": 1, "first_moment": -1, "second_moment": -2}
+
+
+def apply_scales(
+    tree: PyTree, scales: Scales, spec: Spec, *, slot: Slot = "params", inverse: bool = False
+) -> PyTree:
+    """Multiplies every leaf that the spec names by its scales.
+
+        leaf *= prod over sites of scale[index] ** (slot * power)
+
+    with slot 1 for params, -1 for gradients and first moments, -2 for second moments.
+
+    Args:
+        tree: the params, or a tree of the same paths and shapes (gradients, a moment, an EMA).
+        scales: one array for each group of the spec.
+        spec: the table.
+        slot: what the leaves are.
+        inverse: undoes what the same call without it has done.
+
+    Returns:
+        A tree of the same structure; leaves keep their shape, dtype and sharding.
+
+    Raises:
+        ConfigError: no such slot.
+        SpecError, PathError, WeightError: the spec does not fit the tree (see `check_fit`), or
+            the scales belong to another spec.
+
+    Example:
+        >>> from flaxcle import Group, Spec
+        >>> spec = Spec((Group("a", (2,), (Site("a", (0,)),)),))
+        >>> scales = Scales({"a": jnp.array([1.0, -2.0])})
+        >>> apply_scales({"a": jnp.array([3.0, 8.0])}, scales, spec)["a"].tolist()
+        [6.0, 2.0]
+    """
+    if slot not in SLOTS:
+        raise ConfigError(f"no slot is called {slot!r}", then=f"use one of {', '.join(SLOTS)}")
+    leaves = check_fit(spec, tree)
+    _check_scales(scales, spec)
+    return _applied(tree, leaves, scales, spec, SLOTS[slot] * (-1 if inverse else 1), False)
+
+
+def equalize(params: PyTree, spec: Spec, *, donate: bool = False, **options: Any) -> PyTree:
+    """The same function, with weights whose channels have balanced ranges.
+
+        apply_scales(params, solve(params, spec, **options), spec)
+
+    Pure: it can be jitted (with the spec static) and vmapped over checkpoints.
+
+    Args:
+        params: the pytree of weights.
+        spec: which scales may move.
+        donate: whether the memory of the leaves that move is reused; they can't be read
+            afterwards. Under `jit` use its `donate_argnums` instead.
+        options: of `solve`.
+
+    Returns:
+        A tree of the same structure, dtypes and shardings. Under `jit` with automatic sharding
+        the compiler chooses shardings: pass the params' as `out_shardings`.
+
+    Raises:
+        ConfigError, SpecError, PathError, WeightError: as `solve`, before anything is donated.
+
+    Example:
+        >>> from flaxcle import Group
+        >>> params = {"a": jnp.array([[8.0, 1.0]]), "b": jnp.array([[2.0], [4.0]])}
+        >>> pair = Group("a -> b", (2,), (Site("a", (1,)), Site("b", (0,), -1)))
+        >>> balanced = equalize(params, Spec((pair,)))
+        >>> balanced["a"].tolist(), balanced["b"].tolist()
+        ([[4.0, 2.0]], [[4.0], [2.0]])
+
+    References:
+        Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction".
+    """
+    scales = solve(params, spec, **options)
+    leaves = check_fit(spec, params)
+    moving = plan_of(spec, leaves).moving
+    if not moving.groups or options.get("granularity") == "per_channel":
+        return params
+    return _applied(params, leaves, scales, moving, 1, donate)
+
+
+def _check_scales(scales: Scales, spec: Spec) -> None:
+    for group in spec.groups:
+        found = shape_of(scales.log2[group.name]) if group.name in scales.log2 else None
+        if found != group.shape:
+            raise SpecError(
+                f"the scales don't belong to this spec: group {group.name!r} has shape "
+                f"{group.shape}, its scales {'are missing' if found is None else found}",
+                then="solve with the same spec",
+            )
+
+
+def _applied(
+    tree: PyTree, leaves: Leaves, scales: Scales, spec: Spec, exponent: int, donate: bool
+) -> PyTree:
+    paths = {site.path for group in spec.groups for site in group.sites}
+    moving = {path: leaf for path, leaf in leaves.items() if path in paths}
+    log2 = {group.name: scales.log2[group.name] for group in spec.groups}
+    new = _compiled(spec, exponent, donate, shardings_of(moving))(moving, log2)
+    return map_named(lambda path, leaf: new.get(path, leaf), tree)
+
+
+def shardings_of(leaves: Leaves) -> tuple[tuple[str, Any], ...] | None:
+    """The shardings that the results must keep; none on a single device or for tracers."""
+    placed = {path: getattr(leaf, "sharding", None) for path, leaf in leaves.items()}
+    if not any(place and len(place.device_set) > 1 for place in placed.values()):
+        return None
+    committed = {p: place if place and leaves[p].committed else None for p, place in placed.items()}
+    return tuple(committed.items())
+
+
+@lru_cache(maxsize=256)
+def _compiled(
+    spec: Spec, exponent: int, donate: bool, shardings: tuple[tuple[str, Any], ...] | None
+) -> Callable[[Leaves, dict[str, jax.Array]], Leaves]:
+    """The jitted multiplication of all leaves that a spec names."""
+    rows: dict[str, list[tuple[int, Site]]] = {}
+    start = 0
+    for group in spec.groups:
+        for site in group.sites:
+            rows.setdefault(site.path, []).append((start, site))
+        start += group.size
+
+    def multiply(leaves: Leaves, log2: dict[str, jax.Array]) -> Leaves:
+        factor_of = _factors(spec, log2, exponent)
+        return {path: _multiplied(leaf, rows[path], factor_of) for path, leaf in leaves.items()}
+
+    out = dict(shardings) if shardings else None
+    return jax.jit(multiply, out_shardings=out, donate_argnums=(0,) if donate else ())
+
+
+def _factors(spec: Spec, log2: Mapping[str, jax.Array], exponent: int) -> FactorOf:
+    """The factors of all channels for a power and a dtype, and a last 1 for 'not scaled'."""
+    joined = jnp.concatenate([log2[group.name].ravel() for group in spec.groups])
+    # The barrier makes XLA compute the powers once, and not anew for each leaf.
+    joined = lax.optimization_barrier(jnp.append(joined, jnp.zeros(1, joined.dtype)))
+
+    @cache
+    def factor_of(power: Fraction, dtype: Any) -> jax.Array:
+        return lax.optimization_barrier(
+            power_of_two(joined.astype(dtype) * jnp.asarray(float(exponent * power), dtype))
+        )
+
+    return factor_of
+
+
+def _multiplied(leaf: Any, rows: Sequence[tuple[int, Site]], factor_of: FactorOf) -> jax.Array:
+    leaf = jnp.asarray(leaf)
+    wide = jnp.promote_types(leaf.dtype, jnp.float32)
+    product = jnp.ones((1,) * leaf.ndim, wide)
+    for start, site in rows:
+        product = product * _spread(factor_of(site.power, wide), start, site, leaf.shape)
+    out = (leaf.astype(wide) * jnp.broadcast_to(product, leaf.shape)).astype(leaf.dtype)
+    return leaf.at[...].set(out) if leaf.weak_type else out
+
+
+def _spread(vector: jax.Array, start: int, site: Site, shape: tuple[int, ...]) -> jax.Array:
+    """The factors of a site, shaped to multiply its leaf."""
+    axes = normal_axes(site, len(shape))
+    ids = channels(site, shape).transpose(np.argsort(axes))
+    if is_identity(ids, ids.size):
+        row = vector[start : start + ids.size]
+    else:
+        row = vector[np.where(ids >= 0, start + ids, vector.size - 1)]
+    return row.reshape([size if axis in axes else 1 for axis, size in enumerate(shape)])
+
+
+def power_of_two(exponents: jax.Array) -> jax.Array:
+    """`2 ** exponents`, exact where they are whole (`exp2` need not be)."""
+    whole = jnp.clip(jnp.round(exponents), -126, 126)
+    bits = (whole.astype(jnp.int32) + 127) << 23
+    exact = lax.bitcast_convert_type(bits, jnp.float32).astype(exponents.dtype)
+    return jnp.exp2(exponents - whole) * exact

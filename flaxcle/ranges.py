@@ -1,0 +1,145 @@
+"""The range of each channel of a leaf: its largest magnitude, with other groups' scales applied.
+
+    range[c] = max |W[i, c]| * prod_t factor_t[i, c]      over everything but the channel
+
+Maxima are exact in any order, so ranges are the same bits on one device and on many. The invariant:
+results are small float32 vectors that every device holds whole; a weight is read, never copied.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+Axes = tuple[int, ...]
+Factors = Sequence[tuple[Axes, jax.Array]]
+
+
+class Fold(NamedTuple):
+    """Kept axes that hold each channel `tile * repeat` times: `start` to `stop`, as (t, c, r)."""
+
+    start: int
+    stop: int
+    tile: int
+    channels: int
+    repeat: int
+
+
+def core_of(leaf: Any, axes: Axes, folds: Sequence[Fold] = ()) -> jax.Array:
+    """What a sweep needs of a leaf: the largest magnitude at each position along `axes`.
+
+    A leaf without further axes is not copied: its core then carries signs.
+
+    Args:
+        leaf: an array of any float dtype.
+        axes: the axes that stay, ascending.
+        folds: kept axes to be reduced to channels, numbered after the reduction, ascending.
+    """
+    leaf = jnp.asarray(leaf)
+    rest = tuple(axis for axis in range(leaf.ndim) if axis not in axes)
+    if math.prod(leaf.shape[axis] for axis in rest) > 1:
+        leaf = jnp.max(jnp.abs(leaf), axis=rest)
+    elif rest:
+        leaf = lax.squeeze(leaf, rest)
+    for fold in reversed(folds):
+        leaf = _folded(_unsharded(leaf, range(fold.start, fold.stop)), fold)
+    return leaf
+
+
+def scaled_maximum(core: jax.Array, factors: Factors, axes: Axes) -> jax.Array:
+    """The maximum of |core| times `factors` at each position along `axes`, flat and float32.
+
+    Args:
+        core: weights or their magnitudes.
+        factors: for each scale the axes that it lies on and its linear values there.
+        axes: the axes that stay, ascending.
+    """
+    rest = tuple(axis for axis in range(core.ndim) if axis not in axes)
+    return replicated(jnp.max(_product(core, factors), axis=rest)).ravel()
+
+
+def where_maximum(core: jax.Array, factors: Factors, axes: Axes, best: jax.Array) -> jax.Array:
+    """Where along the other axes `scaled_maximum` stands: flat positions, the last of equals."""
+    rest = tuple(axis for axis in range(core.ndim) if axis not in axes)
+    if not rest:
+        return jnp.zeros(best.shape, jnp.int32)
+    # Without the barrier XLA would keep the product of `scaled_maximum` in memory for this pass.
+    product = _product(lax.optimization_barrier(core), factors)
+    matches = product == _along(best, axes, core.shape)
+    at = jnp.max(jnp.where(matches, _positions(core.shape, rest), -1), axis=rest)
+    return jnp.maximum(replicated(at), 0).astype(jnp.int32).ravel()
+
+
+def channel_maximum(values: jax.Array, channels: np.ndarray, size: int) -> jax.Array:
+    """The largest value of each channel; 0 for a channel that no position names.
+
+    Args:
+        values: non-negative, one for each position.
+        channels: for each position its channel, -1 for none.
+        size: number of channels.
+    """
+    if is_identity(channels, size):
+        return values
+    named = np.where(channels.ravel() >= 0, channels.ravel(), size)
+    return jnp.zeros(size, values.dtype).at[named].max(values, mode="drop")
+
+
+def is_identity(channels: np.ndarray, size: int) -> bool:
+    """Whether position i is channel i."""
+    return channels.size == size and np.array_equal(channels.ravel(), np.arange(size))
+
+
+def replicated(values: jax.Array) -> jax.Array:
+    """The same values on every device of the mesh that they live on; no-op without a mesh."""
+    mesh = jax.typeof(values).sharding.mesh
+    if mesh.empty:
+        return values
+    if AxisType.Explicit in mesh.axis_types:
+        return _unsharded(values, range(values.ndim))
+    whole = NamedSharding(mesh, PartitionSpec(*[None] * values.ndim))
+    return lax.with_sharding_constraint(values, whole)
+
+
+def _unsharded(values: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """The values with explicitly sharded `axes` gathered."""
+    sharding = jax.typeof(values).sharding
+    if all(sharding.spec[axis] is None for axis in axes):
+        return values
+    spec = [None if axis in axes else name for axis, name in enumerate(sharding.spec)]
+    return jax.sharding.reshard(values, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+
+
+def _folded(core: jax.Array, fold: Fold) -> jax.Array:
+    shape = (fold.tile, fold.channels, fold.repeat)
+    split = core.reshape(core.shape[: fold.start] + shape + core.shape[fold.stop :])
+    return jnp.max(jnp.abs(split), axis=(fold.start, fold.start + 2))
+
+
+def _product(core: jax.Array, factors: Factors) -> jax.Array:
+    out = core.astype(jnp.float32)
+    for axes, factor in factors:
+        out = out * _along(factor, axes, core.shape)
+    return jnp.abs(out)
+
+
+def _along(values: jax.Array, axes: Axes, shape: tuple[int, ...]) -> jax.Array:
+    """Values on `axes` broadcast to `shape`."""
+    kept = [size if axis in axes else 1 for axis, size in enumerate(shape)]
+    return jnp.broadcast_to(values.reshape(kept), shape)
+
+
+def _positions(shape: tuple[int, ...], axes: Axes) -> jax.Array:
+    """Flat positions along `axes`; as floats where they are exact, for XLA reduces those faster."""
+    dtype = jnp.float32 if math.prod(shape[axis] for axis in axes) < 2**24 else jnp.int32
+    out, stride = jnp.zeros(shape, dtype), 1
+    for axis in reversed(axes):
+        out = out + jnp.asarray(stride, dtype) * lax.broadcasted_iota(dtype, shape, axis)
+        stride *= shape[axis]
+    return out
