@@ -44,7 +44,7 @@ class Touch:
         makes = block.role.kind in MAKERS
         self.sign = self.sign or (1 if makes == (ratio > 0) else -1)
         self.leaves.add(block.leaf)
-        if len(block.shape) > 1:
+        if block.is_kernel:
             (self.makers if makes else self.readers).add(block.leaf)
             if block.role.kind == "through":
                 self.through.add(block.leaf)

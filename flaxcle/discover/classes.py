@@ -4,7 +4,8 @@
 
 Rows are taken in program order. A row with one class left fixes it at zero, a row with two ties
 them, longer rows wait until classes are tied or fixed. The invariant: a class is fixed once, and
-`fixed[root]` is the first equation, in program order, that leaves it no freedom.
+`fixed[root]` is the first equation, in program order, that leaves it no freedom; `tied[root]` is
+the last one that tied two classes.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class Classes:
     def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes = list(sizes)
         self.fixed: dict[int, int] = {}
+        self.tied: dict[int, int] = {}
         self._parent = list(range(len(self.sizes)))
         self._ratio: list[Power] = [1] * len(self.sizes)
         self._rows: list[Row | None] = []
@@ -65,7 +67,7 @@ class Classes:
                 self._wait(row, found)
                 continue
             if found:
-                changed = self._fix(found, row.why) if len(found) == 1 else self._tie(found)
+                changed = (self._fix if len(found) == 1 else self._tie)(found, row.why)
                 todo += self._wake(changed, row)
 
     def _wait(self, row: Row, found: Combination) -> None:
@@ -79,7 +81,7 @@ class Classes:
         self.fixed[root] = why
         return root
 
-    def _tie(self, found: Combination) -> int:
+    def _tie(self, found: Combination, why: int) -> int:
         """Ties two classes and returns the one that is a root no more.
 
         A symbol that stands for many must stay a root, else the class for which more rows wait.
@@ -87,6 +89,7 @@ class Classes:
         (one, a), (two, b) = sorted(found.items(), key=self._rank)
         ratio = -(b if a == 1 else b * a if a == -1 else Fraction(b) / a)
         self._parent[one] = two
+        self.tied[two] = max(why, self.tied.get(one, 0), self.tied.get(two, 0))
         self._ratio[one] = int(ratio) if ratio == int(ratio) else ratio
         return one
 

@@ -16,9 +16,10 @@ from flaxcle.discover.basis import Basis, touches
 from flaxcle.discover.classes import Classes, Combination
 from flaxcle.discover.gauge import redundant
 from flaxcle.discover.groups import make_groups
-from flaxcle.discover.interpret import interpret
+from flaxcle.discover.interpret import Interpreter, state
 from flaxcle.discover.reasons import blocked_axes
-from flaxcle.discover.symbols import Block
+from flaxcle.discover.roles import find_usage
+from flaxcle.discover.symbols import Block, leaf_scales
 from flaxcle.jaxpr import trace
 from flaxcle.paths import PyTree
 from flaxcle.spec import Spec
@@ -49,8 +50,10 @@ def find_spec(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> Spec:
         [('w1', (1,), 1), ('b1', (0,), 1), ('w2', (0,), -1)]
     """
     program = trace(fn, params, *inputs)
-    context, blocks = interpret(program)
-    blocks = [block for block in blocks if block.size]
+    interpreter = Interpreter()
+    context = interpreter.context
+    scales, blocks = leaf_scales(program, find_usage(program).roles, context)
+    state(program, interpreter, scales)
     borders = [block.base for block in blocks] + [block.base + block.size for block in blocks]
     atoms, rows = quotient(context.symbols, borders, context.equations)
     classes = Classes(atoms.sizes.tolist())

@@ -31,7 +31,7 @@ def redundant(
         sizes: channels of each class.
     """
     rows = {tuple(sorted(row.items())): row for row in _leaf_rows(blocks, atoms, moves) if row}
-    live = {root for row in rows.values() for root in row}
+    live = {root for move in moves.values() for root in move}
     _exclude(live, rows.values())
     left = [{r: p for r, p in row.items() if r in live} for row in rows.values()]
     return _dependent(live, [row for row in left if row], sizes)

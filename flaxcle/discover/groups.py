@@ -7,7 +7,7 @@ function uses first has power one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import NamedTuple
@@ -48,8 +48,8 @@ def make_groups(
         if channels[root][0] < channels[root][1]
     ]
     groups = [_group(blocks, atoms, family, channels) for family in _families(classes)]
-    ranks = {block.leaf: len(block.shape) for block in blocks}
-    return tuple(_held(_named(groups, ranks), ranks))
+    kernels = {block.leaf for block in blocks if block.is_kernel}
+    return tuple(_held(_named(groups, kernels), kernels))
 
 
 def _members(
@@ -185,24 +185,26 @@ def _plain(index: Index, size: int) -> bool:
     return index.runs == (Run(0, size),) and index.shape != ()
 
 
-def _named(groups: Sequence[Group], ranks: Mapping[str, int]) -> list[Group]:
+def _named(groups: Sequence[Group], kernels: Collection[str]) -> list[Group]:
     counts: dict[str, int] = {}
     out = []
     for group in groups:
-        name = group_name(group, ranks)
+        name = group_name(group, kernels)
         counts[name] = counts.get(name, 0) + 1
         out.append(replace(group, name=name if counts[name] == 1 else f"{name} #{counts[name]}"))
     return out
 
 
-def _held(groups: list[Group], ranks: Mapping[str, int]) -> list[Group]:
+def _held(groups: list[Group], kernels: Collection[str]) -> list[Group]:
     """Shared channels and factors inside a norm stay at one unless they are asked for."""
 
-    def kernels(sites: Sequence[Site]) -> set[str]:
-        return {site.path for site in sites if ranks[site.path] > 1}
+    def among(sites: Sequence[Site]) -> set[str]:
+        return {site.path for site in sites if site.path in kernels}
 
-    inner = [not kernels(group.consumers) for group in groups]
-    shared = [len(kernels(group.producers)) > 1 for group in groups]
+    inner = [not among(group.consumers) for group in groups]
+    shared = [len(among(group.producers)) > 1 for group in groups]
     if all(i or s for i, s in zip(inner, shared, strict=True)):
         shared = [False] * len(groups)
-    return [replace(group, held=i or s) for group, i, s in zip(groups, inner, shared, strict=True)]
+    return [
+        replace(group, held=i or s) for group, i, s in zip(groups, inner, shared, strict=True)
+    ]

@@ -6,10 +6,8 @@ pins whatever scale it meets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from flaxcle.discover.roles import find_usage
-from flaxcle.discover.symbols import Block, leaf_scales
 from flaxcle.jaxpr import Graph, Op, Program, Value
 from flaxcle.rules import RULES
 from flaxcle.rules.box import Irregular
@@ -57,13 +55,9 @@ class Interpreter:
         return [PLAIN] * len(op.outputs)
 
 
-def interpret(program: Program) -> tuple[Context, list[Block]]:
-    """States all equations of a program whose output must not change."""
-    interpreter = Interpreter()
-    context = interpreter.context
-    scales, blocks = leaf_scales(program, find_usage(program).roles, context)
+def state(program: Program, interpreter: Interpreter, scales: Mapping[str, Scale]) -> None:
+    """States all equations of a program whose leaves carry these scales."""
     args = [scales[path] for path in program.params] + [PLAIN] * len(program.inputs)
     outputs = interpreter.run(program.graph, args)
     for value, result in zip(program.graph.outputs, outputs, strict=True):
-        context.pin(result, shape_of(value), Why("output"))
-    return context, blocks
+        interpreter.context.pin(result, shape_of(value), Why("output"))

@@ -1,8 +1,14 @@
-"""Names of groups: the modules that make the channels, and those that read them."""
+"""Names of groups: the modules that make the channels, and those that read them.
+
+    EncoderBlock_0/LayerNorm_0 -> attention/query, key, value
+
+A module stands for its kernel; a leaf is named itself where its module holds several kernels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 
 from flaxcle.paths import parent, strip_collection
 from flaxcle.spec import Group, Site
@@ -10,29 +16,37 @@ from flaxcle.spec import Group, Site
 SHOWN = 3
 
 
-def group_name(group: Group, ranks: Mapping[str, int]) -> str:
-    """`'Conv_0 -> Conv_1'`; readers in the module of the first maker are named from there.
+def group_name(group: Group, kernels: Collection[str]) -> str:
+    """`'Conv_0 -> Conv_1'`; what shares a module with its neighbour is named from there.
 
-    >>> rows = [Site("params/b/ln/scale", (0,)), Site("params/b/query/kernel", (0,), -1)]
-    >>> group_name(Group("?", (8,), rows), {"params/b/ln/scale": 1, "params/b/query/kernel": 2})
-    'b/ln -> query'
+    >>> rows = [Site("params/b/ln/scale", (0,)), Site("params/b/att/query/kernel", (0,), -1),
+    ...         Site("params/b/att/key/kernel", (0,), -1)]
+    >>> group_name(Group("?", (8,), rows), {rows[1].path, rows[2].path})
+    'b/ln -> att/query, key'
     """
-    makers, readers = _modules(group.producers, ranks), _modules(group.consumers, ranks)
+    makers, readers = _modules(group.producers, kernels), _modules(group.consumers, kernels)
+    first = _listed(makers, "")
     if not makers or not readers:
-        return _listed(makers or readers)
-    home = parent(makers[0])
-    near = [name.removeprefix(f"{home}/") if home else name for name in readers]
-    return f"{_listed(makers)} -> {_listed(near)}"
+        return first or _listed(readers, "")
+    return f"{first} -> {_listed(readers, parent(makers[0]))}"
 
 
-def _modules(sites: Sequence[Site], ranks: Mapping[str, int]) -> list[str]:
+def _modules(sites: Sequence[Site], kernels: Collection[str]) -> list[str]:
     """The modules of the kernels; where there is none, of all the leaves."""
-    kernels = [site for site in sites if ranks[site.path] > 1] or list(sites)
-    names = [strip_collection(site.path) for site in kernels]
-    return list(dict.fromkeys(parent(name) or name for name in names))
+    crowded = Counter(parent(path) for path in kernels)
+    chosen = [site.path for site in sites if site.path in kernels] or [s.path for s in sites]
+    names = [
+        parent(path) if parent(path) and crowded[parent(path)] < 2 else path for path in chosen
+    ]
+    return list(dict.fromkeys(strip_collection(name) for name in names))
 
 
-def _listed(names: Sequence[str]) -> str:
-    if len(names) <= SHOWN:
-        return ", ".join(names)
-    return f"{names[0]} + {len(names) - 1} more"
+def _listed(names: Sequence[str], home: str) -> str:
+    if len(names) > SHOWN:
+        return f"{_near(names[0], home)} + {len(names) - 1} more"
+    homes = [home, *(parent(name) for name in names)]
+    return ", ".join(_near(name, near) for name, near in zip(names, homes, strict=False))
+
+
+def _near(name: str, home: str) -> str:
+    return name.removeprefix(f"{home}/") if home else name

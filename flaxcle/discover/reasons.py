@@ -44,8 +44,9 @@ def _blocked(
     block: Block, axis: int, atoms: Atoms, classes: Classes, whys: Sequence[Why]
 ) -> Blocked:
     roots = [classes.find(atom)[0] for atom in atoms.within(block.base, block.size)]
-    numbers = [classes.fixed[root] for root in roots if root in classes.fixed]
-    why = whys[min(numbers)] if numbers else Why("cancels")
+    fixed = [classes.fixed[root] for root in roots if root in classes.fixed]
+    tied = [classes.tied[root] for root in roots if root in classes.tied]
+    why = whys[min(fixed or tied)] if fixed or tied else Why("cancels")
     op = why.op
     if op is None:
         return Blocked(block.leaf, axis, explain(why))

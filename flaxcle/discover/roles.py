@@ -33,9 +33,10 @@ class Role(NamedTuple):
 
 @dataclass
 class Usage:
-    """Roles by leaf, in order of first use."""
+    """Roles by leaf, in order of first use, and the views that values are, by identity."""
 
     roles: dict[str, tuple[Role, ...]] = field(default_factory=dict)
+    views: dict[int, tuple[View, ...]] = field(default_factory=dict)
 
     def enter(self, view: View, roles: Iterable[Role]) -> None:
         """Enters the first use of a leaf; a role that names no axis is left out."""
@@ -46,24 +47,19 @@ class Usage:
 def find_usage(program: Program) -> Usage:
     """The roles of all leaves that reach an output."""
     usage = Usage()
-    views = {id(value): (View.of(path, value.shape),) for path, value in program.params.items()}
     pure = {id(value) for value in program.params.values()}
-    _walk(program.graph, views, pure, usage)
     for path, value in program.params.items():
-        view = View.of(path, value.shape)
-        if any(value is output for output in program.graph.outputs):
-            usage.enter(view, _joint(view, value.shape))
+        usage.views[id(value)] = (View.of(path, value.shape),)
+    _walk(program.graph, pure, usage)
     return usage
 
 
-Views = dict[int, tuple[View, ...]]
-
-
-def _walk(graph: Graph, views: Views, pure: set[int], usage: Usage) -> None:
+def _walk(graph: Graph, pure: set[int], usage: Usage) -> None:
+    views = usage.views
     for op in graph.flat:
         own = [views.get(id(value), ()) for value in op.inputs]
         if op.bodies:
-            _walk_bodies(op, views, pure, usage)
+            _walk_bodies(op, pure, usage)
             continue
         if all(value.known or id(value) in pure for value in op.inputs):
             moved = mapped_views(op, own)
@@ -75,6 +71,9 @@ def _walk(graph: Graph, views: Views, pure: set[int], usage: Usage) -> None:
                     _use(op, own, usage)
                 continue
         _use(op, own, usage)
+    for value in graph.outputs:
+        for view in views.get(id(value), ()):
+            usage.enter(view, _joint(view, value.shape))
 
 
 def _use(op: Op, own: Sequence[tuple[View, ...]], usage: Usage) -> None:
@@ -140,25 +139,23 @@ def _joint(view: View, shape: Sequence[int]) -> list[Role]:
     return [_role("out", axes, view.extra) for axes in view.axes if axes]
 
 
-def _walk_bodies(op: Op, views: Views, pure: set[int], usage: Usage) -> None:
+def _walk_bodies(op: Op, pure: set[int], usage: Usage) -> None:
     """Leaves enter a loop as they are, or one slice at a time."""
     skip, n_consts, n_carry = _arity(op)
     for number, body in enumerate(op.bodies):
-        inner: Views = {}
-        known: set[int] = set()
         outer = op.inputs[skip[number] :]
         for place, (value, source) in enumerate(zip(body.inputs, outer, strict=False)):
-            found = views.get(id(source), ())
+            found = usage.views.get(id(source), ())
             if place >= n_consts[number] and place < n_consts[number] + n_carry:
                 for view in found:
                     usage.enter(view, _joint(view, source.shape))
                 continue
             if place >= n_consts[number] + n_carry:
                 found = tuple(view.sliced() for view in found)
-            inner[id(value)] = found
+            usage.views[id(value)] = found
             if source.known or id(source) in pure:
-                known.add(id(value))
-        _walk(body, inner, known, usage)
+                pure.add(id(value))
+        _walk(body, pure, usage)
 
 
 def _arity(op: Op) -> tuple[list[int], list[int], int]:

@@ -31,6 +31,11 @@ class Block(NamedTuple):
     axes: Axes
 
     @property
+    def is_kernel(self) -> bool:
+        """Whether the leaf is summed over or looked up, not used element by element."""
+        return self.role.kind != "joint"
+
+    @property
     def extent(self) -> Shape:
         """The leaf's shape along the block's axes."""
         return tuple(self.shape[axis] for axis in self.role.axes)
@@ -62,15 +67,15 @@ class Block(NamedTuple):
 def leaf_scales(
     program: Program, roles: Mapping[str, tuple[Role, ...]], context: Context
 ) -> tuple[dict[str, Scale], list[Block]]:
-    """Hands out symbols to all float leaves that are used."""
-    scales: dict[str, Scale] = {}
+    """Hands out symbols to all float leaves that are used, in the order of their use."""
+    scales = dict.fromkeys(program.params, PLAIN)
     blocks: list[Block] = []
-    for path, value in program.params.items():
-        scales[path] = PLAIN
-        if path not in roles or not is_float(value) or 0 in value.shape:
+    for path, found in roles.items():
+        value = program.params[path]
+        if not is_float(value) or 0 in value.shape:
             continue
         shape = tuple(int(n) for n in value.shape)
-        own = [_block(path, shape, role, context) for role in roles[path] or [Role("joint", ())]]
+        own = [_block(path, shape, role, context) for role in found or [Role("joint", ())]]
         blocks += own
         terms = tuple(Term(1, block.base, block.axes) for block in own)
         scales[path] = Scale(terms, gauge=Gauge(path) if len(own) > 1 else None)
