@@ -16,6 +16,43 @@ from flaxcle.discover.symbols import Block
 from flaxcle.rules.scale import Power
 
 
+def settled(
+    blocks: Sequence[Block],
+    atoms: Atoms,
+    moves: Mapping[int, Combination],
+    sizes: Sequence[int],
+) -> dict[int, Combination]:
+    """The same moves, with a constant that one factor of a leaf carries handed to another.
+
+    What two factors of a leaf carry with opposite signs is gone then.
+    """
+    out = dict(moves)
+    leaves: dict[str, list[Block]] = {}
+    for block in blocks:
+        leaves.setdefault(block.leaf, []).append(block)
+    for own in leaves.values():
+        for block in own[:-1]:
+            _hand_over(block, own[-1], atoms, out, sizes)
+    return out
+
+
+def _hand_over(
+    block: Block, heir: Block, atoms: Atoms, moves: dict[int, Combination], sizes: Sequence[int]
+) -> None:
+    members = atoms.within(block.base, block.size)
+    first = moves[members[0]]
+    common = {
+        root: power
+        for root, power in first.items()
+        if sizes[root] == 1 and all(moves[atom].get(root) == power for atom in members)
+    }
+    if common:
+        less = {root: -power for root, power in common.items()}
+        moves.update({atom: _sum((moves[atom], less)) for atom in members})
+        heirs = atoms.within(heir.base, heir.size)
+        moves.update({atom: _sum((moves[atom], common)) for atom in heirs})
+
+
 def redundant(
     blocks: Sequence[Block],
     atoms: Atoms,

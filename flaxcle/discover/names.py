@@ -14,6 +14,7 @@ from flaxcle.paths import parent, strip_collection
 from flaxcle.spec import Group, Site
 
 SHOWN = 3
+WIDTH = 48
 
 
 def group_name(group: Group, kernels: Collection[str]) -> str:
@@ -42,10 +43,11 @@ def _modules(sites: Sequence[Site], kernels: Collection[str]) -> list[str]:
 
 
 def _listed(names: Sequence[str], home: str) -> str:
-    if len(names) > SHOWN:
-        return f"{_near(names[0], home)} + {len(names) - 1} more"
     homes = [home, *(parent(name) for name in names)]
-    return ", ".join(_near(name, near) for name, near in zip(names, homes, strict=False))
+    parts = [_near(name, near) for name, near in zip(names, homes, strict=False)]
+    if len(parts) <= SHOWN and sum(map(len, parts)) <= WIDTH or len(parts) < 2:
+        return ", ".join(parts)
+    return f"{parts[0]} + {len(parts) - 1} more"
 
 
 def _near(name: str, home: str) -> str:
