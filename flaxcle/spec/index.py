@@ -3,8 +3,8 @@
 A run is `repeat`ed and `tile`d arithmetic: for t in range(tile), for i in range(length), for r in
 range(repeat) it names channel `start + i * step` (or -1, 'not scaled', when `start` is -1). A
 flatten of (H, W, C) is one run (tile = H*W), a depthwise multiplier one run (repeat = m), a
-concat slice three. The invariant: an index is hashable, and its size grows with the irregularity
-of the map, not with the length of the axis.
+concat slice three. The invariant: equal maps are equal and equally hashed, and the size grows with
+the irregularity of the map, not with the length of the axis.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Index:
     runs: tuple[Run, ...]
 
     def __post_init__(self) -> None:
-        """Checks that the runs cover the shape."""
+        """Checks that the runs cover the shape, and rewrites them so that equal maps are equal."""
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
         object.__setattr__(self, "runs", tuple(Run(*map(int, run)) for run in self.runs))
         covered = sum(run.size for run in self.runs)
@@ -84,6 +84,8 @@ class Index:
                 where=f"{tuple(bad[0])} (start, length, step, repeat, tile)",
                 then="start at -1 for positions that are not scaled",
             )
+        runs = _compress(np.concatenate([run.expand() for run in self.runs] or [np.zeros(0, int)]))
+        object.__setattr__(self, "runs", tuple(runs))
 
     @classmethod
     def of(cls, channels: Any) -> Index:
@@ -139,14 +141,17 @@ def _arithmetic(values: np.ndarray, counts: np.ndarray) -> Iterator[Run]:
     joined = (values[1:] >= 0) & (values[:-1] >= 0) & (counts[1:] == counts[:-1])
     steps = np.append(np.where(joined, np.diff(values), 0), 0)
     ends = np.append(np.flatnonzero(np.diff(steps)) + 1, steps.size)
-    at = 0
+    at, previous = 0, Run(-1, 0)
     while at < values.size:
         start, count, step = int(values[at]), int(counts[at]), int(steps[at])
         length = 1 + int(ends[np.searchsorted(ends, at, side="right")]) - at if step else 1
         if length == 2 and step != 1 and steps[at + 1] == 1:  # the second starts a better stretch
             length = 1
-        step = step if length > 1 else 1
-        yield Run(-1, count, 0) if start < 0 else Run(start, length, step, count)
+        if (start, step, count) == (previous.start, previous.step, previous.repeat):
+            length = min(length, previous.length)  # the same block again, before the next one
+        run = Run(start, length, step if length > 1 else 1, count)
+        previous = run if start >= 0 else Run(-1, count, 0)
+        yield previous
         at += length
 
 

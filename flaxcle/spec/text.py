@@ -21,11 +21,12 @@ from flaxcle.spec.table import Blocked, Group, Site, Spec
 
 WIDTH = 110
 _SHOWN = 4
+_GLUE = "\u00a0"  # a space at which no line may break
 
 
 def render_spec(spec: Spec) -> str:
     """The whole table as text: totals, groups, what is blocked and why, what is unused."""
-    lines = [_totals(spec), ""]
+    lines = [_totals(spec), *([""] if spec.groups else [])]
     widest = max((len(group.name) for group in spec.groups), default=0)
     for group in spec.groups:
         lines += _heading(group, widest) + _marked_rows(group.sites, indent=4)
@@ -33,7 +34,7 @@ def render_spec(spec: Spec) -> str:
     if spec.unused:
         names = _some([strip_collection(path) for path in spec.unused])
         lines += ["", *_wrapped(f"unused: {names}", indent=2)]
-    return "\n".join(lines)
+    return "\n".join(lines).replace(_GLUE, " ")
 
 
 def explain_path(spec: Spec, path: str) -> str:
@@ -53,7 +54,7 @@ def explain_path(spec: Spec, path: str) -> str:
         lines += [line for row in spec.blocked if row.path == leaf for line in _reason(row)]
         if leaf in spec.unused:
             lines.append("  unused: no output depends on it")
-    return "\n".join(lines)
+    return "\n".join(lines).replace(_GLUE, " ")
 
 
 def _totals(spec: Spec) -> str:
@@ -133,7 +134,7 @@ def _by_module(rows: Sequence[Site]) -> list[str]:
 def _place(site: Site) -> str:
     axes = ",".join(map(str, site.axes))
     words = index_words(site.index) if site.index is not None else ""
-    return f"[{axes}]" + (f" ({words})" if words else "")
+    return f"[{axes}]" + (f" ({words})".replace(" ", _GLUE) if words else "")
 
 
 def index_words(index: Index) -> str:
@@ -149,6 +150,10 @@ def index_words(index: Index) -> str:
     size = _group_size(index)
     if size:
         return f"groups of {size}"
+    first = index.runs[0]
+    blocks = [first._replace(start=at * first.length) for at in range(len(index.runs))]
+    if list(index.runs) == blocks and first.step == first.repeat == 1:
+        return f"blocks of {first.length} channels, each {first.tile} times"
     pieces, at = [], 0
     for run in index.runs:
         if run.start >= 0:
@@ -157,7 +162,10 @@ def index_words(index: Index) -> str:
     plain = all(run.step == run.repeat == run.tile == 1 for run in index.runs if run.start >= 0)
     if plain and len(pieces) <= _SHOWN:
         return "channels " + ", ".join(pieces)
-    return f"{index.highest + 1} channels over {index.positions} positions"
+    channels = index.highest + 1
+    if channels == index.positions == np.unique(np.asarray(index)).size:
+        return f"{channels} channels permuted"
+    return f"{channels} channels over {index.positions} positions"
 
 
 def _run_words(run: Run) -> str:
@@ -221,7 +229,7 @@ def _blocked_lines(blocked: Sequence[Blocked]) -> list[str]:
     for row in blocked:
         alike.setdefault((row.reason, row.primitive), []).append(row)
     for (reason, primitive), rows in sorted(alike.items(), key=lambda item: -len(item[1])):
-        cause = f" ({primitive})" if primitive else ""
+        cause = f" ({primitive})" if primitive and repr(primitive) not in reason else ""
         places = _some(dict.fromkeys(row.source for row in rows if row.source))
         axes = _some(f"{strip_collection(row.path)}[{row.axis}]" for row in rows)
         lines += _wrapped(f"{len(rows):>4} × {reason}{cause}{places and ', ' + places}", indent=7)

@@ -23,6 +23,8 @@ MAPS = {
     "channel shuffle": (np.arange(96).reshape(2, 48).T.ravel(), 48),
     "interleaved pairs share": (np.repeat(np.arange(16), 2), 1),
     "halves share": (np.tile(np.arange(16), 2), 1),
+    "grouped queries": (np.repeat(np.arange(24).reshape(3, 8), 4, axis=0), 3),
+    "grouped queries, flat": (np.repeat(np.arange(24).reshape(3, 8), 4, axis=0).ravel(), 3),
     "single, then a stretch": (np.array([9, 0, 1, 2, 3]), 2),
     "grouped convolution": (
         np.arange(64)[None, :] // 16 * 4 + np.arange(4)[:, None],
@@ -56,6 +58,14 @@ def test_any_map_round_trips(channels: list[int]) -> None:
     np.testing.assert_array_equal(np.asarray(index), array)
     assert Index.of(np.asarray(index)) == index
     assert len(index.runs) <= max(len(channels), 1)
+
+
+def test_equal_maps_are_equal_however_they_are_written() -> None:
+    pieces = (Run(0, 1), Run(1, 2), Run(3, 1), Run(0, 2, 1), Run(2, 2), Run(-1, 1, 0), Run(-1, 2))
+    index = Index((11,), pieces)
+    assert index == Index.of(np.r_[np.tile(np.arange(4), 2), np.full(3, -1)])
+    assert index.runs == (Run(0, 4, tile=2), Run(-1, 3, 0))
+    assert hash(index) == hash(Index((11,), index.runs))
 
 
 def test_any_shape_and_unsigned_channels() -> None:

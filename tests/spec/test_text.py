@@ -56,8 +56,13 @@ def test_the_table_as_a_whole() -> None:
     )
 
 
+def test_a_reason_that_names_its_primitive_says_it_once() -> None:
+    text = str(Spec(blocked=(Blocked("a", 0, "'add' needs equal scales", "add"),)))
+    assert text.splitlines()[1:4] == ["", "blocked: 1 axis", "   1 × 'add' needs equal scales"]
+
+
 def test_an_empty_spec_says_so() -> None:
-    assert str(Spec()).strip() == "0 groups, 0 independent scales, 0 leaves scaled"
+    assert str(Spec()) == "0 groups, 0 independent scales, 0 leaves scaled"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +102,8 @@ def test_joint_axes_and_shapes() -> None:
         (np.r_[-1, 0], "channels 0 at 1"),
         (np.arange(64)[None] // 16 * 8 + np.arange(8)[:, None], "groups of 8"),
         (np.tile(np.repeat(np.arange(4), 2), 3), "4 channels over 24 positions"),
-        (np.random.default_rng(0).permutation(64), "64 channels over 64 positions"),
+        (np.random.default_rng(0).permutation(64), "64 channels permuted"),
+        (np.repeat(np.arange(6).reshape(2, 3), 4, axis=0), "blocks of 3 channels, each 4 times"),
     ],
 )
 def test_an_index_in_words(channels: np.ndarray, words: str) -> None:
@@ -107,6 +113,15 @@ def test_an_index_in_words(channels: np.ndarray, words: str) -> None:
 def test_words_stand_behind_the_axes() -> None:
     site = Site("fc/kernel", (0,), -1, np.tile(np.arange(8), 4))
     assert "fc: kernel[0] (all channels 4 times over)" in str(Spec((pair("flat", site),)))
+
+
+def test_lines_do_not_break_inside_an_index() -> None:
+    ids = np.tile(np.arange(8), 4)
+    sites = [Site(f"stage_{i}/kernel", (0,), -1, ids) for i in (1, 2, 3)]
+    sites = [replace(site, path=f"{'x/' * n}{site.path}") for n, site in enumerate(sites)]
+    text = str(Spec((pair("flat", *sites),)))
+    assert len(text.splitlines()) == 5
+    assert text.count("kernel[0] (all channels 4 times over)") == 3
 
 
 def test_explain_tells_who_moves_an_axis_and_what_pins_the_others() -> None:
