@@ -7,7 +7,6 @@ no action are bound whole, so their custom derivatives and rematerialisation sta
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -16,7 +15,6 @@ import jax.numpy as jnp
 from flaxcle.errors import TraceError
 from flaxcle.jaxpr.graph import REMAT, Graph, Op, Value
 from flaxcle.jaxpr.trace import scan_arity
-from flaxcle.paths import PyTree
 
 
 class Action(Protocol):
@@ -85,8 +83,9 @@ class _Env(dict[int, Any]):
 def run_graph(
     graph: Graph, args: Sequence[Any], actions: Actions, feed: Mapping[str, Any]
 ) -> Result:
-    """Evaluates the graph on flat arguments."""
-    return _run_graph(graph, args, _Reach(actions), feed)
+    """Evaluates the graph on flat arguments; all outputs are arrays, constant ones too."""
+    outputs, taps = _run_graph(graph, args, _Reach(actions), feed)
+    return Result([jnp.asarray(out) for out in outputs], taps)
 
 
 def _run_graph(graph: Graph, args: Sequence[Any], reach: _Reach, feed: Mapping[str, Any]) -> Result:

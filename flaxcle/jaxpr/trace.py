@@ -1,12 +1,13 @@
 """The only file that touches jax's own jaxpr types, with the shims for their versions.
 
 Supported: jax 0.6 (primitive `pjit`), 0.7 to 0.10 (`jit`), and 0.11 on, where open and closed
-jaxprs are one class and `scan` describes its inputs by a tree.
+jaxprs are one class and `scan` packs the numbers of its inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,18 +30,18 @@ def _is_jaxpr(item: Any) -> bool:
 
 
 def scan_arity(params: Mapping[str, Any]) -> tuple[int, int]:
-    """Numbers of constants and carries of a scan; jax 0.11 keeps them as a tree of its inputs."""
+    """Numbers of constants and carries of a scan; since jax 0.11 they are packs of its inputs."""
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]
-    tree = getattr(params.get("ft_in"), "tree", None)
-    if tree is None or len(tree.children()) != 3:
+    unpack = getattr(params.get("ft_in"), "unpack", tuple)
+    parts = tuple(unpack())
+    if len(parts) != 3:
         raise TraceError(
             "this version of jax describes scan in an unknown way",
             where=f"jax {jax.__version__}, scan parameters {sorted(params)}",
             then="use a jax version of flaxcle's supported range",
         )
-    consts, carry, _ = tree.children()
-    return consts.num_leaves, carry.num_leaves
+    return len(parts[0]), len(parts[1])
 
 
 def make_jaxpr(fn: Callable[..., Any], leaves: list[Any]) -> tuple[Any, Any]:
@@ -85,31 +86,72 @@ def _build_op(
     sources = (*sources, eqn.source_info)
     scope = "/".join(part for part in (scope, str(eqn.source_info.name_stack)) if part)
     name = eqn.primitive.name
+    op = partial(Op, name, eqn.params, inputs, scope=scope, calls=calls, eqn=eqn, sources=sources)
     callee = _callee(eqn)
-    body, bodies = None, ()
     if callee is not None:
-        label = eqn.params.get("name")
-        inner_calls = (*calls, label) if isinstance(label, str) else calls
-        inner = dict(zip(_open(callee).invars, inputs, strict=True))
-        body = _build_ops(callee, inner, sources, scope, inner_calls)
-        results = [_read(atom, inner) for atom in _open(callee).outvars]
-        env.update(zip(eqn.outvars, results, strict=True))
-    else:
-        env.update({var: _fresh(var) for var in eqn.outvars})
-        if name in (*LOOPS, "cond"):
-            bodies = tuple(build_graph(j, sources, scope, calls) for j in _jaxprs(eqn.params))
-    outputs = tuple(env[var] for var in eqn.outvars)
-    return Op(name, eqn.params, inputs, outputs, scope, calls, eqn, sources, body, bodies)
+        body, outputs = _enter(eqn, callee, inputs, sources, scope, calls)
+        env.update(zip(eqn.outvars, outputs, strict=True))
+        return op(outputs, body=body)
+    outputs = tuple(_fresh(var) for var in eqn.outvars)
+    env.update(zip(eqn.outvars, outputs, strict=True))
+    inside = _jaxprs(eqn.params) if name in (*LOOPS, "cond") else ()
+    return op(outputs, bodies=tuple(build_graph(j, sources, scope, calls) for j in inside))
+
+
+def _enter(
+    eqn: Any,
+    callee: Any,
+    inputs: tuple[Value, ...],
+    sources: tuple[Any, ...],
+    scope: str,
+    calls: tuple[str, ...],
+) -> tuple[tuple[Op, ...], tuple[Value, ...]]:
+    """The ops of a call's body on the caller's values, and its results."""
+    label = eqn.params.get("name")
+    calls = (*calls, label) if isinstance(label, str) else calls
+    inner = dict(zip(_open(callee).invars, inputs, strict=True))
+    body = list(_build_ops(callee, inner, sources, scope, calls))
+    results = [_read(atom, inner) for atom in _open(callee).outvars]
+    if eqn.primitive.name.startswith("custom"):
+        _copy_repeated(body, inputs, results, (scope, calls, sources))
+    return tuple(body), tuple(results)
+
+
+def _copy_repeated(
+    body: list[Op], inputs: tuple[Value, ...], results: list[Value], place: Any
+) -> None:
+    """Results that are no values of their own get one: a custom derivative belongs to the result.
+
+    `y + call(y)` must not read one value on both sides when `call` hands `y` on.
+    """
+    scope, calls, sources = place
+    seen = {id(value) for value in inputs}
+    for k, value in enumerate(results):
+        if id(value) in seen or value.known:
+            results[k] = Value(value.shape, value.dtype)
+            struct = jax.ShapeDtypeStruct(value.shape, value.dtype)
+            eqn = jax.make_jaxpr(core.primitives.copy_p.bind)(struct).eqns[0]
+            body.append(Op("copy", {}, (value,), (results[k],), scope, calls, eqn, sources))
+        seen.add(id(results[k]))
 
 
 def _callee(eqn: Any) -> Any:
-    """The jaxpr of a call: the only one in the params, with the equation's own arity."""
+    """The jaxpr of a call: the only one in the params, on just the equation's arrays.
+
+    The body of `lax.reduce` is no call: it takes as many arguments, but scalars.
+    """
     if eqn.primitive.name in (*LOOPS, "cond", "shard_map", "pallas_call"):
         return None
     found = [eqn.params[key] for key in _BODY_KEYS if _is_jaxpr(eqn.params.get(key))]
-    if len(found) != 1 or len(_open(found[0]).invars) != len(eqn.invars):
+    if len(found) != 1:
         return None
-    return found[0] if len(_open(found[0]).outvars) == len(eqn.outvars) else None
+    jaxpr = _open(found[0])
+    fits = _kinds(jaxpr.invars) == _kinds(eqn.invars)
+    return found[0] if fits and _kinds(jaxpr.outvars) == _kinds(eqn.outvars) else None
+
+
+def _kinds(atoms: Sequence[Any]) -> list[Any]:
+    return [(getattr(a.aval, "shape", None), getattr(a.aval, "dtype", None)) for a in atoms]
 
 
 def _jaxprs(params: Mapping[str, Any]) -> Iterator[Any]:
