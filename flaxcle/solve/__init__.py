@@ -23,7 +23,7 @@ from flaxcle.ranges import core_of
 from flaxcle.solve.fixpoint import Problem, Solution, converge
 from flaxcle.solve.guards import Balance, balance_of
 from flaxcle.solve.layout import Layout, make_layouts
-from flaxcle.solve.options import Options, checked
+from flaxcle.solve.options import LARGEST_SCALE, Numbers, Options, checked
 from flaxcle.solve.plan import Plan, make_plan
 from flaxcle.solve.search import read, still_ranges
 from flaxcle.spec import Scales, Spec, check_fit
@@ -92,9 +92,23 @@ def solve(
     if not plan.terms or granularity == "per_channel":
         return _at_one(plan)
     moving = {path: leaves[path] for path in plan.leaves}
-    scales, finite = _solve(moving, plan, options)
+    scales, finite = _solve(moving, options.numbers, plan)
     _check_finite(moving, finite)
     return scales
+
+
+def balance_all(params: PyTree, spec: Spec) -> Scales:
+    """The balance of every group and channel, however small: the point to judge channels at.
+
+    It does not depend on how the channels are scaled now, for no guard but zero and infinity acts.
+    """
+    leaves = check_fit(spec, params)
+    plan = plan_of(spec.select(), leaves)
+    if not plan.terms:
+        return _at_one(plan)
+    options = Options("weights", 0.5, "per_tensor", False, LARGEST_SCALE, 1e-3, 200)
+    numbers = options.numbers._replace(floor=np.float32(-np.inf))
+    return _solve({path: leaves[path] for path in plan.leaves}, numbers, plan)[0]
 
 
 def plan_of(spec: Spec, leaves: Mapping[str, Any]) -> Plan:
@@ -103,8 +117,8 @@ def plan_of(spec: Spec, leaves: Mapping[str, Any]) -> Plan:
     return make_plan(spec, tuple((path, shape_of(leaves[path])) for path in paths))
 
 
-@partial(jax.jit, static_argnames=("plan", "options"))
-def _solve(leaves: dict[str, Any], plan: Plan, options: Options) -> tuple[Scales, jax.Array]:
+@partial(jax.jit, static_argnames="plan")
+def _solve(leaves: dict[str, Any], options: Numbers, plan: Plan) -> tuple[Scales, jax.Array]:
     """The scales, and whether all ranges are finite."""
     cores = {p: core_of(leaves[p], leaf.axes, leaf.folds) for p, leaf in plan.leaves.items()}
     scales, finite = _at_one(plan), jnp.asarray(True)
@@ -112,11 +126,11 @@ def _solve(leaves: dict[str, Any], plan: Plan, options: Options) -> tuple[Scales
         reading = read(layout, cores, jnp.zeros(layout.unscaled + 1))
         starts = jnp.concatenate([reading.range, still_ranges(layout, cores)])
         largest = _largest(layout, leaves)
-        balance = balance_of(layout, starts, largest, options.alpha, options.max_scale)
+        balance = balance_of(layout, starts, largest, options)
         problem = Problem(layout, cores, _fixed(layout, starts), balance)
-        solution = converge(problem, reading, math.log2(1 + options.tol), options.max_sweeps)
-        if options.power_of_two:
-            solution = solution._replace(x=_whole(layout, balance, solution.x))
+        solution = converge(problem, reading, options.tol, options.max_sweeps)
+        whole = _whole(layout, balance, solution.x)
+        solution = solution._replace(x=jnp.where(options.power_of_two, whole, solution.x))
         scales = _with(scales, layout, solution, balance.kept)
         finite &= jnp.all(starts < jnp.inf)
     return scales, finite

@@ -94,7 +94,7 @@ class State(NamedTuple):
     best: Solution
 
 
-def converge(problem: Problem, start: Reading, tol: float, max_sweeps: int) -> Solution:
+def converge(problem: Problem, start: Reading, tol: jax.Array, max_sweeps: jax.Array) -> Solution:
     """Scales at which no balance would change a log2 scale by more than `tol`.
 
     Args:
@@ -127,10 +127,20 @@ def converge(problem: Problem, start: Reading, tol: float, max_sweeps: int) -> S
 
 
 class Trail(NamedTuple):
-    """A point, its step, and the orthonormal changes of earlier steps with the moves behind."""
+    """A point and its step, and what earlier points taught.
+
+    Attributes:
+        x: the point.
+        step: how far a sweep would move it.
+        norm: square of the step's Euclidean length.
+        changes: earlier changes of the step, orthonormal, (history, channels).
+        moves: the moves of `x` behind them.
+        count: number of sweeps.
+    """
 
     x: jax.Array
     step: jax.Array
+    norm: jax.Array
     changes: jax.Array
     moves: jax.Array
     count: jax.Array
@@ -147,35 +157,34 @@ def relax(problem: Problem, entries: Entries, x: jax.Array, tol: jax.Array) -> j
         x = jnp.clip(accelerated(trail), problem.balance.low, problem.balance.high)
         return extended(trail, x, problem.sweep(x, entries) - x)
 
-    history = jnp.zeros((HISTORY, *x.shape))
-    start = Trail(x, jnp.zeros_like(x), history, history, jnp.asarray(0, jnp.int32))
+    history, zero = jnp.zeros((HISTORY, *x.shape)), jnp.zeros((), jnp.float32)
+    start = Trail(x, jnp.zeros_like(x), zero, history, history, jnp.zeros((), jnp.int32))
     last = lax.while_loop(unfinished, advance, start)
     return last.x + last.step
 
 
 def accelerated(trail: Trail) -> jax.Array:
     """The next point: a full step, less what the earlier changes of the step explain."""
-    explained = _matmul(trail.changes, trail.step)
-    return trail.x + trail.step - _matmul(explained, trail.changes + trail.moves)
+    explained = _dot(trail.changes, trail.step)
+    return trail.x + trail.step - _dot(explained, trail.changes + trail.moves)
 
 
 def extended(trail: Trail, x: jax.Array, step: jax.Array) -> Trail:
     """The trail with one more point; forgets all directions when the step has grown."""
+    norm = _dot(step, step)
     change, move = step - trail.step, x - trail.x
-    whole = jnp.linalg.norm(change)
-    known = _matmul(trail.changes, change)
-    change = change - _matmul(known, trail.changes)
-    move = move - _matmul(known, trail.moves)
-    length = jnp.linalg.norm(change)
-    new = (trail.count > 0) & (length > 1e-4 * whole)
-    scale = jnp.where(new, 1 / jnp.where(new, length, 1.0), 0.0)
+    known = _dot(trail.changes, change)
+    change = change - _dot(known, trail.changes)
+    move = move - _dot(known, trail.moves)
+    length = _dot(change, change)
+    new = (trail.count > 0) & (length > 1e-8 * _dot(known, known))
+    scale = jnp.where(new, lax.rsqrt(jnp.where(new, length, 1.0)), 0.0)
+    keep = jnp.where((trail.count > 0) & (norm > 4 * trail.norm), 0.0, 1.0)
     slot = trail.count % HISTORY
-    changes = lax.dynamic_update_index_in_dim(trail.changes, change * scale, slot, 0)
-    moves = lax.dynamic_update_index_in_dim(trail.moves, move * scale, slot, 0)
-    grown = jnp.linalg.norm(step) > 2 * jnp.linalg.norm(trail.step)
-    keep = jnp.where((trail.count > 0) & grown, 0.0, 1.0)
-    return Trail(x, step, changes * keep, moves * keep, trail.count + 1)
+    changes = keep * lax.dynamic_update_index_in_dim(trail.changes, change * scale, slot, 0)
+    moves = keep * lax.dynamic_update_index_in_dim(trail.moves, move * scale, slot, 0)
+    return Trail(x, step, norm, changes, moves, trail.count + 1)
 
 
-def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)

@@ -10,7 +10,6 @@ The invariant: with bounds in force no leaf leaves the finite numbers of its own
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -18,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxcle.solve.layout import Colour, Layout
+from flaxcle.solve.options import Numbers
 
-FLOOR = -30.0  # log2 of the smallest product of ranges that counts, relative to its group
 MARGIN = 2.0**-6  # log2 distance to the largest finite number, for the rounding of the factors
 
 
@@ -39,31 +38,28 @@ class Balance(NamedTuple):
     kept: jax.Array
 
 
-def balance_of(
-    layout: Layout, starts: jax.Array, largest: np.ndarray, alpha: float, max_scale: float
-) -> Balance:
+def balance_of(layout: Layout, starts: jax.Array, largest: np.ndarray, options: Numbers) -> Balance:
     """Coefficients and bounds from the log2 ranges at scale 1.
 
     Args:
         layout: the order of rows and channels.
         starts: the range of each channel of each link.
         largest: for each of them the log2 of the largest number that its leaf can hold.
-        alpha: weight of the producers' side.
-        max_scale: the largest factor.
+        options: `alpha`, `limit` and `floor` are read.
     """
     coefficients, live = [], []
     for colour in layout.colours:
         rows = jnp.max(starts[layout.sources(colour)], axis=0)
-        weights, both = _weights(layout, colour, rows, alpha)
+        weights, both = _weights(layout, colour, rows, options)
         coefficients.append(_coefficients(colour, weights))
         live.append(both)
     kept = ~jnp.concatenate(live)
-    bounds = jnp.where(kept, 0.0, _bounds(layout, starts, largest, math.log2(max_scale)))
+    bounds = jnp.where(kept, 0.0, _bounds(layout, starts, largest, options.limit))
     return Balance(tuple(coefficients), -bounds[0], bounds[1], kept)
 
 
 def _weights(
-    layout: Layout, colour: Colour, rows: jax.Array, alpha: float
+    layout: Layout, colour: Colour, rows: jax.Array, options: Numbers
 ) -> tuple[jax.Array, jax.Array]:
     """Each row's share of its side's weight, and which channels have a range on both sides."""
     produces = colour.powers > 0
@@ -71,14 +67,14 @@ def _weights(
     size = jnp.where(finite, rows / np.abs(colour.powers), -jnp.inf)
     out = colour.to_channels(jnp.where(produces, size, -jnp.inf), jnp.maximum)
     into = colour.to_channels(jnp.where(produces, -jnp.inf, size), jnp.maximum)
-    floor = _group_maximum(layout, colour, out + into) + FLOOR
+    floor = _group_maximum(layout, colour, out + into) + options.floor
     opposite = jnp.where(produces, colour.to_rows(into), colour.to_rows(out))
     alive = finite & (size + opposite > colour.to_rows(floor))
     made = colour.to_channels((alive & produces).astype(jnp.float32), jnp.add)
     read = colour.to_channels((alive & ~produces).astype(jnp.float32), jnp.add)
     both = (made > 0) & (read > 0)
     members = jnp.where(produces, colour.to_rows(made), colour.to_rows(read))
-    share = np.where(produces, alpha, 1 - alpha).astype(np.float32) / jnp.maximum(members, 1.0)
+    share = jnp.where(produces, options.alpha, 1 - options.alpha) / jnp.maximum(members, 1.0)
     return jnp.where(alive & colour.to_rows(both), share, 0.0), both
 
 
@@ -97,7 +93,7 @@ def _group_maximum(layout: Layout, colour: Colour, values: jax.Array) -> jax.Arr
     return top[owner]
 
 
-def _bounds(layout: Layout, starts: jax.Array, largest: np.ndarray, limit: float) -> jax.Array:
+def _bounds(layout: Layout, starts: jax.Array, largest: np.ndarray, limit: jax.Array) -> jax.Array:
     """How far each channel may go down and up, (2, channels).
 
     Every leaf must stay finite: its headroom is split evenly over the scales that move it.

@@ -1,6 +1,6 @@
 """The options of `solve`, checked once.
 
-The invariant: an `Options` is valid and hashable, so it is a `jit`-static argument.
+The invariant: none of them is static under `jit`.
 """
 
 from __future__ import annotations
@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from flaxcle.errors import ConfigError
 
 LARGEST_SCALE = 2.0**60  # two of them on one leaf still make a finite float32 factor
+FLOOR = -30.0  # log2 of the smallest product of ranges that counts, relative to its group
 SMALLEST_TOL = 1e-6  # what float32 logarithms can tell apart
 
 
@@ -24,6 +27,29 @@ class Options(NamedTuple):
     max_scale: float
     tol: float
     max_sweeps: int
+
+    @property
+    def numbers(self) -> Numbers:
+        """What the compiled solver takes as arguments, so that a new value compiles nothing."""
+        return Numbers(
+            np.float32(self.alpha),
+            np.float32(math.log2(self.max_scale)),
+            np.float32(math.log2(1 + self.tol)),
+            np.int32(self.max_sweeps),
+            np.bool_(self.power_of_two),
+            np.float32(FLOOR),
+        )
+
+
+class Numbers(NamedTuple):
+    """Options of the solver: `limit`, `tol` and `floor` are logarithms."""
+
+    alpha: Any
+    limit: Any
+    tol: Any
+    max_sweeps: Any
+    power_of_two: Any
+    floor: Any
 
 
 def checked(options: Options) -> Options:
