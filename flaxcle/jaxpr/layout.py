@@ -1,4 +1,4 @@
-"""Which channel each position of an array belongs to, carried through the operations that only move.
+"""Which channel each position of an array belongs to, carried through ops that only move.
 
 A layout holds channel numbers along a few axes; along the others the channel is constant. `push`
 carries it from operand to result, `pull` from result to operand. The invariant: both refuse (None)
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -84,9 +83,7 @@ def reshape_axes(
     return inside, outside
 
 
-def _blocks(
-    source: tuple[int, ...], target: tuple[int, ...]
-) -> list[tuple[list[int], list[int]]]:
+def _blocks(source: tuple[int, ...], target: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
     """Smallest runs of axes of equal size on both sides; axes of size one stand alone."""
     blocks: list[tuple[list[int], list[int]]] = []
     left = [axis for axis, size in enumerate(source) if size != 1]
@@ -148,6 +145,5 @@ def _reshape(layout: Layout, source: tuple[int, ...], target: tuple[int, ...]) -
 
 
 def _reverse(layout: Layout, dimensions: Sequence[int], shape: tuple[int, ...]) -> Layout:
-    flipped = [axis for axis in dimensions if axis in layout.axes]
-    ids: Any = layout.spread(layout.axes, shape)
-    return Layout.of(layout.axes, np.flip(ids, [layout.axes.index(axis) for axis in flipped]))
+    flipped = tuple(layout.axes.index(axis) for axis in dimensions if axis in layout.axes)
+    return Layout.of(layout.axes, np.flip(layout.spread(layout.axes, shape), flipped))
