@@ -6,6 +6,7 @@ from flaxcle.bias import correct_bias as correct_bias
 from flaxcle.clips import expose_clips as expose_clips
 from flaxcle.compare import compare as compare
 from flaxcle.compare import sqnr as sqnr
+from flaxcle.discover import check_spec as check_spec
 from flaxcle.discover import find_spec as find_spec
 from flaxcle.fold import fold_batch_norm as fold_batch_norm
 from flaxcle.prune import prune_dead_channels as prune_dead_channels
