@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from flaxcle.discover.atoms import Atoms
 from flaxcle.discover.classes import Combination
-from flaxcle.discover.names import group_name
+from flaxcle.discover.names import group_name, module_names
 from flaxcle.discover.symbols import Block
 from flaxcle.rules.scale import Power
 from flaxcle.spec import Group, Index, Run, Site
@@ -100,25 +101,34 @@ def _families(classes: Family) -> Iterator[Family]:
     return iter(families)
 
 
+class Row(NamedTuple):
+    """A site before the group has a shape: the channels of a block's symbols, in order."""
+
+    block: Block
+    power: Power
+    runs: tuple[Run, ...]
+
+
 def _group(
     blocks: Sequence[Block],
     atoms: Atoms,
     family: Family,
     channels: Mapping[int, tuple[int, int]],
 ) -> Group:
-    rows: dict[tuple[int, Power], dict[int, list[Run]]] = {}
+    found: dict[tuple[int, Power], dict[int, list[Run]]] = {}
     start = 0
     for root, members in family:
         skip, size = channels[root]
         for member in members:
             runs = _runs(start, skip, size, int(atoms.sizes[member.atom]))
-            rows.setdefault((member.block, member.power), {})[member.atom] = runs
+            found.setdefault((member.block, member.power), {})[member.atom] = runs
         start += size - skip
-    sites = [
-        _site(blocks[number], power, _spelled(blocks[number], atoms, found))
-        for (number, power), found in sorted(rows.items(), key=lambda row: row[0][0])
+    rows = [
+        Row(blocks[number], power, _spelled(blocks[number], atoms, pieces))
+        for (number, power), pieces in sorted(found.items(), key=lambda item: item[0][0])
     ]
-    return _shaped(sites, blocks, start)
+    shape = next((row.block.extent for row in rows if _is_plain(row, start)), None) or (start,)
+    return Group("?", shape, tuple(_site(row, shape, start) for row in rows))
 
 
 def _runs(start: int, skip: int, size: int, length: int) -> list[Run]:
@@ -129,67 +139,56 @@ def _runs(start: int, skip: int, size: int, length: int) -> list[Run]:
     return [*head, Run(start, length - skip)]
 
 
-def _spelled(block: Block, atoms: Atoms, found: Mapping[int, list[Run]]) -> list[Run]:
-    """The channels of all the symbols of a block, in order."""
+def _spelled(block: Block, atoms: Atoms, found: Mapping[int, list[Run]]) -> tuple[Run, ...]:
+    """The channels of all the symbols of a block, in order; neighbours are joined."""
     out: list[Run] = []
     for atom in atoms.within(block.base, block.size):
-        for run in found.get(atom, [Run(-1, int(atoms.sizes[atom]), 0)]):
-            _append(out, run)
-    tiled: list[Run] = []
-    for run in out:
-        if tiled and run.start >= 0 and tiled[-1]._replace(tile=1) == run:
-            tiled[-1] = tiled[-1]._replace(tile=tiled[-1].tile + 1)
-        else:
-            tiled.append(run)
-    return tiled
+        for run in found.get(atom) or [Run(-1, int(atoms.sizes[atom]), 0)]:
+            last = out[-1] if out else None
+            if last and last.repeat == run.repeat == 1 and _continues(last, run):
+                out[-1] = last._replace(length=last.length + run.length)
+            else:
+                out.append(run)
+    return tuple(out)
 
 
-def _append(runs: list[Run], run: Run) -> None:
-    """Adds a run, as part of the last one where it continues it."""
-    last = runs[-1] if runs else None
-    joins = last is not None and last.repeat == run.repeat
-    if joins and last.start < 0 and run.start < 0:
-        runs[-1] = last._replace(length=last.length + run.length)
-    elif joins and 0 <= last.start and run.start == last.start + last.length:
-        runs[-1] = last._replace(length=last.length + run.length)
-    else:
-        runs.append(run)
+def _continues(last: Run, run: Run) -> bool:
+    if last.start < 0 or run.start < 0:
+        return last.start == run.start
+    return run.start == last.start + last.length
 
 
-def _site(block: Block, power: Power, runs: list[Run]) -> Site:
-    """The row; a grouped kernel's channels are spread over in-axis and out-axis."""
-    index = Index((block.size,), tuple(runs))
-    if block.role.kind == "grouped":
-        inner, outer = block.role.axes
-        ins, outs = np.indices((block.shape[inner], block.shape[outer]))
-        places = {inner: ins.ravel(), outer: outs.ravel()}
-        channels = np.asarray(index)[block.symbols(places)].reshape(ins.shape)
-        return Site(block.leaf, block.role.axes, Fraction(power), Index.of(channels))
-    return Site(block.leaf, block.role.axes, Fraction(power), Index(block.extent, tuple(runs)))
+def _is_plain(row: Row, size: int) -> bool:
+    """Whether a leaf lists the group's channels in order."""
+    return row.runs == (Run(0, size),) and row.block.role.kind != "grouped" and row.block.extent != ()
 
 
-def _shaped(sites: list[Site], blocks: Sequence[Block], size: int) -> Group:
-    """The group has the shape of the first site that lists the channels in order."""
-    shape = next((s.index.shape for s in sites if s.index and _plain(s.index, size)), None)
-    shape = shape or (size,)
-    rows = tuple(
-        replace(s, index=None)
-        if s.index and s.index.shape == shape and _plain(s.index, size)
-        else s
-        for s in sites
-    )
-    return Group("?", shape, rows)
+def _site(row: Row, shape: tuple[int, ...], size: int) -> Site:
+    """A row of the table; a grouped kernel's channels are spread over in-axis and out-axis."""
+    block, power = row.block, Fraction(row.power)
+    if _is_plain(row, size) and block.extent == shape:
+        return Site(block.leaf, block.role.axes, power)
+    if block.role.kind != "grouped":
+        return Site(block.leaf, block.role.axes, power, _index(block.extent, row.runs))
+    inner, outer = block.role.axes
+    ins, outs = np.indices((block.shape[inner], block.shape[outer]))
+    places = {inner: ins.ravel(), outer: outs.ravel()}
+    channels = np.asarray(_index((block.size,), row.runs))[block.symbols(places)]
+    return Site(block.leaf, block.role.axes, power, Index.of(channels.reshape(ins.shape)))
 
 
-def _plain(index: Index, size: int) -> bool:
-    return index.runs == (Run(0, size),) and index.shape != ()
+@lru_cache(maxsize=4096)
+def _index(shape: tuple[int, ...], runs: tuple[Run, ...]) -> Index:
+    """Layers that are alike share an index."""
+    return Index(shape, runs)
 
 
 def _named(groups: Sequence[Group], kernels: Collection[str]) -> list[Group]:
     counts: dict[str, int] = {}
     out = []
+    modules = module_names(kernels)
     for group in groups:
-        name = group_name(group, kernels)
+        name = group_name(group, modules)
         counts[name] = counts.get(name, 0) + 1
         out.append(replace(group, name=name if counts[name] == 1 else f"{name} #{counts[name]}"))
     return out

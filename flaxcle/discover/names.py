@@ -8,7 +8,7 @@ A module stands for its kernel; a leaf is named itself where its module holds se
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from flaxcle.paths import parent, strip_collection
 from flaxcle.spec import Group, Site
@@ -17,29 +17,40 @@ SHOWN = 3
 WIDTH = 48
 
 
-def group_name(group: Group, kernels: Collection[str]) -> str:
+def module_names(kernels: Collection[str]) -> dict[str, str]:
+    """The name of each kernel: its module, or the leaf where a module holds several kernels.
+
+    >>> module_names(["params/Conv_0/kernel", "block/up", "block/down"])
+    {'params/Conv_0/kernel': 'Conv_0', 'block/up': 'block/up', 'block/down': 'block/down'}
+    """
+    crowded = Counter(parent(path) for path in kernels)
+    return {
+        path: strip_collection(parent(path) if crowded[parent(path)] == 1 else path) or path
+        for path in kernels
+    }
+
+
+def group_name(group: Group, modules: Mapping[str, str]) -> str:
     """`'Conv_0 -> Conv_1'`; what shares a module with its neighbour is named from there.
 
     >>> rows = [Site("params/b/ln/scale", (0,)), Site("params/b/att/query/kernel", (0,), -1),
     ...         Site("params/b/att/key/kernel", (0,), -1)]
-    >>> group_name(Group("?", (8,), rows), {rows[1].path, rows[2].path})
+    >>> group_name(Group("?", (8,), rows), module_names([rows[1].path, rows[2].path]))
     'b/ln -> att/query, key'
     """
-    makers, readers = _modules(group.producers, kernels), _modules(group.consumers, kernels)
+    makers, readers = _modules(group.producers, modules), _modules(group.consumers, modules)
     first = _listed(makers, "")
     if not makers or not readers:
         return first or _listed(readers, "")
     return f"{first} -> {_listed(readers, parent(makers[0]))}"
 
 
-def _modules(sites: Sequence[Site], kernels: Collection[str]) -> list[str]:
+def _modules(sites: Sequence[Site], modules: Mapping[str, str]) -> list[str]:
     """The modules of the kernels; where there is none, of all the leaves."""
-    crowded = Counter(parent(path) for path in kernels)
-    chosen = [site.path for site in sites if site.path in kernels] or [s.path for s in sites]
-    names = [
-        parent(path) if parent(path) and crowded[parent(path)] < 2 else path for path in chosen
-    ]
-    return list(dict.fromkeys(strip_collection(name) for name in names))
+    names = [modules[site.path] for site in sites if site.path in modules]
+    if not names:
+        names = [strip_collection(parent(site.path) or site.path) for site in sites]
+    return list(dict.fromkeys(names))
 
 
 def _listed(names: Sequence[str], home: str) -> str:
