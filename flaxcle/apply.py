@@ -21,8 +21,8 @@ import numpy as np
 from jax import lax
 
 from flaxcle.errors import ConfigError, SpecError
-from flaxcle.paths import PyTree, map_named, shape_of
-from flaxcle.ranges import is_identity
+from flaxcle.paths import PyTree, map_named, shape_of, wide_dtype
+from flaxcle.ranges import is_identity, mesh_of, replicated
 from flaxcle.solve import plan_of, solve
 from flaxcle.spec import Scales, Site, Spec, check_fit
 from flaxcle.spec.table import channels, normal_axes
@@ -154,31 +154,31 @@ def _compiled(
         start += group.size
 
     def multiply(leaves: Leaves, log2: dict[str, jax.Array]) -> Leaves:
-        factor_of = _factors(spec, log2, exponent)
+        factor_of = _factors(spec, log2, exponent, mesh_of(*leaves.values()))
         return {path: _multiplied(leaf, rows[path], factor_of) for path, leaf in leaves.items()}
 
     out = dict(shardings) if shardings else None
     return jax.jit(multiply, out_shardings=out, donate_argnums=(0,) if donate else ())
 
 
-def _factors(spec: Spec, log2: Mapping[str, jax.Array], exponent: int) -> FactorOf:
+def _factors(spec: Spec, log2: Mapping[str, jax.Array], exponent: int, mesh: Any) -> FactorOf:
     """The factors of all channels for a power and a dtype, and a last 1 for 'not scaled'."""
     joined = jnp.concatenate([log2[group.name].ravel() for group in spec.groups])
     # The barrier makes XLA compute the powers once, and not anew for each leaf.
-    joined = lax.optimization_barrier(jnp.append(joined, jnp.zeros(1, joined.dtype)))
+    joined = replicated(jnp.append(joined, jnp.zeros(1, joined.dtype)), mesh)
+    joined = lax.optimization_barrier(joined)
 
     @cache
     def factor_of(power: Fraction, dtype: Any) -> jax.Array:
-        return lax.optimization_barrier(
-            power_of_two(joined.astype(dtype) * jnp.asarray(float(exponent * power), dtype))
-        )
+        factors = power_of_two(joined.astype(dtype) * jnp.asarray(float(exponent * power), dtype))
+        return lax.optimization_barrier(replicated(factors))
 
     return factor_of
 
 
 def _multiplied(leaf: Any, rows: Sequence[tuple[int, Site]], factor_of: FactorOf) -> jax.Array:
     leaf = jnp.asarray(leaf)
-    wide = jnp.promote_types(leaf.dtype, jnp.float32)
+    wide = wide_dtype(leaf.dtype)
     product = jnp.ones((1,) * leaf.ndim, wide)
     for start, site in rows:
         product = product * _spread(factor_of(site.power, wide), start, site, leaf.shape)

@@ -74,6 +74,14 @@ def dtype_of(leaf: Any) -> jnp.dtype:
     return jnp.dtype(leaf.dtype) if hasattr(leaf, "dtype") else jnp.dtype(jnp.result_type(leaf))
 
 
+def wide_dtype(dtype: Any) -> jnp.dtype:
+    """The dtype to compute in: float64 for float64, float32 for all narrower ones.
+
+    Unlike `jnp.promote_types` it works under strict dtype promotion.
+    """
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
 def kind_of(leaf: Any) -> str:
     """The dtype of a leaf, or its type when it is no array, for messages."""
     return str(getattr(leaf, "dtype", type(leaf).__name__))
