@@ -88,7 +88,8 @@ def channel_maximum(values: jax.Array, channels: np.ndarray, size: int) -> jax.A
     if is_identity(channels, size):
         return values
     named = np.where(channels.ravel() >= 0, channels.ravel(), size)
-    return jnp.zeros(size, values.dtype).at[named].max(values, mode="drop")
+    start = replicated(jnp.zeros(size, values.dtype), mesh_of(values))
+    return start.at[named].max(values, mode="drop")
 
 
 def is_identity(channels: np.ndarray, size: int) -> bool:
@@ -96,14 +97,24 @@ def is_identity(channels: np.ndarray, size: int) -> bool:
     return channels.size == size and np.array_equal(channels.ravel(), np.arange(size))
 
 
-def replicated(values: jax.Array) -> jax.Array:
-    """The same values on every device of the mesh that they live on; no-op without a mesh."""
-    mesh = jax.typeof(values).sharding.mesh
+def mesh_of(*arrays: Any) -> Any:
+    """The mesh that arrays live on; an empty one when they are on a single device."""
+    meshes = [jax.typeof(array).sharding.mesh for array in arrays]
+    return next((mesh for mesh in meshes if not mesh.empty), meshes[0])
+
+
+def replicated(values: jax.Array, mesh: Any = None) -> jax.Array:
+    """The same values, whole on every device of a mesh (their own by default).
+
+    Automatic sharding would else cut the solver's small vectors as it likes, which costs messages
+    in every sweep and changes the order of sums.
+    """
+    mesh = mesh_of(values) if mesh is None else mesh
     if mesh.empty:
         return values
-    if AxisType.Explicit in mesh.axis_types:
-        return _unsharded(values, range(values.ndim))
     whole = NamedSharding(mesh, PartitionSpec(*[None] * values.ndim))
+    if AxisType.Explicit in mesh.axis_types:
+        return jax.sharding.reshard(values, whole)
     return lax.with_sharding_constraint(values, whole)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from flaxcle.errors import WeightError
 from flaxcle.paths import PyTree, dtype_of, shape_of
-from flaxcle.ranges import core_of
+from flaxcle.ranges import core_of, mesh_of, replicated
 from flaxcle.solve.fixpoint import Problem, Solution, converge
 from flaxcle.solve.guards import Balance, balance_of
 from flaxcle.solve.layout import Layout, make_layouts
@@ -122,9 +122,10 @@ def _solve(leaves: dict[str, Any], options: Numbers, plan: Plan) -> tuple[Scales
     """The scales, and whether all ranges are finite."""
     cores = {p: core_of(leaves[p], leaf.axes, leaf.folds) for p, leaf in plan.leaves.items()}
     scales, finite = _at_one(plan), jnp.asarray(True)
+    mesh = mesh_of(*leaves.values())
     for layout in make_layouts(plan):
-        reading = read(layout, cores, jnp.zeros(layout.unscaled + 1))
-        starts = jnp.concatenate([reading.range, still_ranges(layout, cores)])
+        reading = read(layout, cores, replicated(jnp.zeros(layout.unscaled + 1), mesh))
+        starts = jnp.concatenate([reading.range, still_ranges(layout, cores, mesh)])
         largest = _largest(layout, leaves)
         balance = balance_of(layout, starts, largest, options)
         problem = Problem(layout, cores, _fixed(layout, starts), balance)

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flaxcle.ranges import replicated
 from flaxcle.solve.guards import Balance
 from flaxcle.solve.layout import Layout
 from flaxcle.solve.search import SLOTS, Cores, Entries, Reading, read, remember
@@ -74,7 +75,7 @@ class Problem:
             ranges = entries.ranges(colour.searched, exponents)
             target = self.target(number, exponents, ranges)
             x = lax.dynamic_update_slice(x, target, (colour.start,))
-        return x
+        return replicated(x)
 
     def residual(self, x: jax.Array, reading: Reading) -> jax.Array:
         """The largest change that balancing every group at `x` would make."""
@@ -122,7 +123,7 @@ def converge(problem: Problem, start: Reading, tol: jax.Array, max_sweeps: jax.A
 
     x = jnp.zeros_like(problem.balance.low)
     first = Solution(x, problem.residual(x, start), jnp.asarray(1, jnp.int32))
-    state = State(x, start, Entries.none(layout), first)
+    state = State(x, start, Entries.none(layout, start), first)
     return lax.while_loop(unfinished, advance, state).best
 
 
@@ -155,10 +156,12 @@ def relax(problem: Problem, entries: Entries, x: jax.Array, tol: jax.Array) -> j
 
     def advance(trail: Trail) -> Trail:
         x = jnp.clip(accelerated(trail), problem.balance.low, problem.balance.high)
+        x = replicated(x)
         return extended(trail, x, problem.sweep(x, entries) - x)
 
-    history, zero = jnp.zeros((HISTORY, *x.shape)), jnp.zeros((), jnp.float32)
-    start = Trail(x, jnp.zeros_like(x), zero, history, history, jnp.zeros((), jnp.int32))
+    none = jnp.zeros_like(x)
+    history = jnp.stack([none] * HISTORY)
+    start = Trail(x, none, _dot(none, none), history, history, jnp.zeros((), jnp.int32))
     last = lax.while_loop(unfinished, advance, start)
     return last.x + last.step
 

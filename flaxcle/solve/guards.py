@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxcle.ranges import mesh_of, replicated
 from flaxcle.solve.layout import Colour, Layout
 from flaxcle.solve.options import Numbers
 
@@ -89,7 +90,8 @@ def _group_maximum(layout: Layout, colour: Colour, values: jax.Array) -> jax.Arr
     """For each channel of a colour the largest value in its group."""
     owner = layout.owner[colour.start : colour.stop]
     owner = owner - owner[0]
-    top = jnp.full(owner[-1] + 1, -jnp.inf).at[owner].max(values)
+    start = replicated(jnp.full(owner[-1] + 1, -jnp.inf), mesh_of(values))
+    top = start.at[owner].max(values)
     return top[owner]
 
 
@@ -107,4 +109,5 @@ def _bounds(layout: Layout, starts: jax.Array, largest: np.ndarray, limit: jax.A
     sharing = [len(layout.plan.leaves[link.leaf].links) * abs(link.power) for link in links]
     room = (largest - MARGIN - starts) / np.repeat(sharing, sizes).astype(np.float32)
     room = jnp.where(room > 0, room, 0.0)
-    return jnp.full((2, layout.size), limit, jnp.float32).at[upward, channel].min(room)
+    bounds = replicated(jnp.full((2, layout.size), limit, jnp.float32), mesh_of(starts))
+    return bounds.at[upward, channel].min(room)

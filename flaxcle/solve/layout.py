@@ -20,7 +20,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
+from flaxcle.ranges import is_identity
 from flaxcle.solve.plan import Leaf, Link, Plan, Term
 
 
@@ -157,10 +159,22 @@ class Layout:
         """The number of the exponent that is always 0."""
         return len(self.powers) * self.size
 
-    def table(self, link: Link) -> np.ndarray:
-        """For each position along the link's axes the exponent that scales it."""
-        first = self.powers.index(link.power) * self.size + self.offsets[link.group]
-        return np.where(link.ids >= 0, first + link.ids, self.unscaled).astype(np.int32)
+    def along(self, exponents: jax.Array, link: Link) -> jax.Array:
+        """The exponent that scales each position along a link's axes."""
+        if is_identity(link.ids, link.ids.size):
+            first = self._first(link)
+            return lax.slice(exponents, (first,), (first + link.ids.size,))
+        return exponents[self.numbers(link, np.arange(link.ids.size))]
+
+    def numbers(self, link: Link, flat: Any) -> Any:
+        """The numbers of the exponents that scale some positions along a link's axes."""
+        if is_identity(link.ids, link.ids.size):
+            return self._first(link) + flat
+        table = np.where(link.ids >= 0, self._first(link) + link.ids, self.unscaled).ravel()
+        return (table if isinstance(flat, np.ndarray) else jnp.asarray(table, jnp.int32))[flat]
+
+    def _first(self, link: Link) -> int:
+        return self.powers.index(link.power) * self.size + self.offsets[link.group]
 
     def coupling(self, colour: Colour) -> np.ndarray:
         """The exponents that scale the fixed rows of a colour, (depth, rows)."""
@@ -185,10 +199,9 @@ class Layout:
         leaf = self.plan.leaves[link.leaf]
         rest = tuple(axis for axis in range(len(leaf.shape)) if axis not in link.axes)
         place = _unravel(at, link.axes, leaf) | _unravel(along, rest, leaf)
-        tables = [(xp.asarray(self.table(other).ravel()), other) for other in leaf.others(link)]
-        found = [table[_ravel(place, other.axes, leaf)] for table, other in tables]
-        unscaled = xp.full((self.depth - len(found), *at.shape), self.unscaled, np.int32)
-        return xp.concatenate([xp.stack(found), unscaled]) if found else unscaled
+        found = [self.numbers(x, _ravel(place, x.axes, leaf)) for x in leaf.others(link)]
+        unscaled = xp.full((self.depth - len(found), *at.shape), self.unscaled)
+        return xp.concatenate([xp.stack(found), unscaled] if found else [unscaled]).astype(np.int32)
 
 
 @lru_cache(maxsize=256)

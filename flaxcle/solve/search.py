@@ -11,7 +11,7 @@ The invariant: an entry that attained a maximum once is a lower bound of that ra
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ from flaxcle.ranges import (
     Factors,
     channel_maximum,
     is_identity,
+    mesh_of,
+    replicated,
     scaled_maximum,
     where_maximum,
 )
@@ -56,11 +58,12 @@ class Entries(NamedTuple):
     others: jax.Array
 
     @classmethod
-    def none(cls, layout: Layout) -> Entries:
+    def none(cls, layout: Layout, reading: Reading) -> Entries:
         """Room for `SLOTS` entries of each row."""
-        rows = sum(layout.size_of(link) for link in layout.searched)
+        mesh, rows = mesh_of(reading.range), reading.range.size
         others = jnp.zeros((SLOTS, layout.depth, rows), jnp.int32)
-        return cls(jnp.full((SLOTS, rows), -jnp.inf), others)
+        value = jnp.full((SLOTS, rows), -jnp.inf)
+        return cls(replicated(value, mesh), replicated(others, mesh))
 
     def ranges(self, rows: slice, exponents: jax.Array) -> jax.Array:
         """The log2 range of some rows, as far as these entries know."""
@@ -70,7 +73,7 @@ class Entries(NamedTuple):
 
 def read(layout: Layout, cores: Cores, exponents: jax.Array) -> Reading:
     """Reads the weights once for the ranges of the searched rows."""
-    linear = jnp.exp2(exponents)
+    linear = replicated(jnp.exp2(exponents))
     best = tuple(
         scaled_maximum(cores[link.leaf], _factors(layout, link, linear), link.axes)
         for link in layout.searched
@@ -79,14 +82,14 @@ def read(layout: Layout, cores: Cores, exponents: jax.Array) -> Reading:
         channel_maximum(top, link.ids, layout.size_of(link))
         for top, link in zip(best, layout.searched, strict=True)
     ]
-    return Reading(exponents, best, log2_of(tops))
+    return Reading(exponents, best, log2_of(tops, mesh_of(exponents)))
 
 
 def remember(
     entries: Entries, layout: Layout, cores: Cores, reading: Reading, slot: jax.Array
 ) -> Entries:
     """Reads the weights once more for the entries that have the ranges, and adds them."""
-    linear = jnp.exp2(reading.exponents)
+    linear = replicated(jnp.exp2(reading.exponents))
     parts = [jnp.zeros((layout.depth, 0), jnp.int32)]
     for link, best in zip(layout.searched, reading.best, strict=True):
         factors = _factors(layout, link, linear)
@@ -101,27 +104,24 @@ def remember(
     )
 
 
-def still_ranges(layout: Layout, cores: Cores) -> jax.Array:
+def still_ranges(layout: Layout, cores: Cores, mesh: Any) -> jax.Array:
     """The log2 ranges at scale 1 of the links that are not searched."""
-    return log2_of(
-        [
-            channel_maximum(
-                scaled_maximum(cores[link.leaf], (), link.axes), link.ids, layout.size_of(link)
-            )
-            for link in layout.still
-        ]
-    )
+    tops = []
+    for link in layout.still:
+        best = scaled_maximum(cores[link.leaf], (), link.axes)
+        tops.append(channel_maximum(best, link.ids, layout.size_of(link)))
+    return log2_of(tops, mesh)
 
 
-def log2_of(parts: list[jax.Array]) -> jax.Array:
+def log2_of(parts: list[jax.Array], mesh: Any) -> jax.Array:
     """The logarithms of all parts in one vector, computed as one: XLA would compile each alone."""
     joined = jnp.concatenate([jnp.zeros(0, jnp.float32), *parts])
-    return jnp.log2(lax.optimization_barrier(joined))
+    return jnp.log2(lax.optimization_barrier(replicated(joined, mesh)))
 
 
 def _factors(layout: Layout, link: Link, linear: jax.Array) -> Factors:
     others = layout.plan.leaves[link.leaf].others(link)
-    return [(other.axes, linear[layout.table(other)]) for other in others]
+    return [(other.axes, layout.along(linear, other)) for other in others]
 
 
 def _winners(best: jax.Array, ids: np.ndarray, size: int) -> jax.Array:
