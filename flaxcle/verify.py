@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flaxcle.errors import FlaxcleError
-from flaxcle.paths import PyTree
+from flaxcle.paths import PyTree, shape_of
+
+_SMALLEST = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,10 @@ class Equivalence:
     Attributes:
         identical: every output is equal bit for bit.
         max_absolute: largest |difference|.
-        max_relative: largest |difference| relative to the largest |output| of the same array.
-        tolerance: what rounding alone may explain, relative: `2**8` units in the last place of
-            the least precise output.
+        max_relative: largest |difference| of one output, relative to its largest |value|; of the
+            output where it is largest in units of the tolerance.
+        tolerance: what rounding alone explains there: `2**8` units in the last place of its
+            dtype, nothing for integers.
 
     Example:
         >>> Equivalence(True, 0.0, 0.0, 1e-5).equivalent
@@ -55,7 +59,8 @@ def verify(fn: Callable[..., Any], before: PyTree, after: PyTree, *inputs: Any) 
         inputs: real inputs; the more, the stronger the evidence.
 
     Raises:
-        FlaxcleError: an output is not finite, so nothing can be compared.
+        FlaxcleError: an output is not finite, the two params give outputs of different shapes,
+            or there is no output: nothing can be compared.
 
     Example:
         >>> import jax.numpy as jnp
@@ -64,25 +69,36 @@ def verify(fn: Callable[..., Any], before: PyTree, after: PyTree, *inputs: Any) 
         True
     """
     run = jax.jit(fn)
-    pairs = list(
-        zip(
-            jax.tree.leaves(run(before, *inputs)),
-            jax.tree.leaves(run(after, *inputs)),
-            strict=True,
-        )
-    )
-    absolute = relative = tolerance = 0.0
-    for one, two in pairs:
-        first, second = (np.asarray(x).astype(np.float64) for x in (one, two))
-        if not (np.isfinite(first).all() and np.isfinite(second).all()):
-            raise FlaxcleError(
-                "can't compare outputs that are not finite",
-                where=f"an output of shape {first.shape}",
-                then="check params and inputs for NaN and overflow",
-            )
-        worst = float(np.max(np.abs(first - second), initial=0.0))
-        absolute = max(absolute, worst)
-        relative = max(relative, worst / max(float(np.max(np.abs(first), initial=0.0)), 1e-300))
-        if jax.numpy.issubdtype(one.dtype, jax.numpy.floating):
-            tolerance = max(tolerance, 2**8 * float(jax.numpy.finfo(one.dtype).eps))
+    outputs = [jax.tree.leaves(run(params, *inputs)) for params in (before, after)]
+    _check_outputs(*outputs)
+    differences = [_difference(one, two) for one, two in zip(*outputs, strict=True)]
+    _, relative, tolerance = max(differences, key=lambda d: d[1] / max(d[2], _SMALLEST))
+    absolute = max(difference[0] for difference in differences)
     return Equivalence(absolute == 0.0, absolute, relative, tolerance)
+
+
+def _check_outputs(before: list[Any], after: list[Any]) -> None:
+    shapes = [[shape_of(leaf) for leaf in leaves] for leaves in (before, after)]
+    if shapes[0] != shapes[1]:
+        raise FlaxcleError(
+            "can't compare functions with different outputs",
+            where=f"shapes {shapes[0]} before and {shapes[1]} after",
+            then="pass two params trees of one function",
+        )
+    if not before:
+        raise FlaxcleError("the function returns no array", then="return the outputs to compare")
+
+
+def _difference(one: Any, two: Any) -> tuple[float, float, float]:
+    """Largest absolute and relative difference of one output, and its dtype's tolerance."""
+    first, second = (np.asarray(x).astype(np.float64) for x in (one, two))
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise FlaxcleError(
+            "can't compare outputs that are not finite",
+            where=f"an output of shape {first.shape}",
+            then="check params and inputs for NaN and overflow",
+        )
+    absolute = float(np.max(np.abs(first - second), initial=0.0))
+    relative = absolute / max(float(np.max(np.abs(first), initial=0.0)), _SMALLEST)
+    floating = jnp.issubdtype(one.dtype, jnp.floating)
+    return absolute, relative, 2**8 * float(jnp.finfo(one.dtype).eps) if floating else 0.0
