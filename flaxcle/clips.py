@@ -99,26 +99,44 @@ def _joined(params: PyTree, clips: dict[str, Any]) -> PyTree:
 
 def _exposed(fn: Callable[..., Any], collections: bool) -> Callable[..., Any]:
     def with_bounds(params: Any, *inputs: Any) -> Any:
+        feed = _bounds_of(params)
         rest = {name: tree for name, tree in params.items() if name != COLLECTION}
         model = type(params)(rest) if collections else params["params"]
-        bounds = dict(params[COLLECTION])
-        feed = {"/".join(path): leaf for path, leaf in flatten_dict(bounds).items()}
         program = trace(fn, model, *inputs)
         found = _find_clips(program)
-        _check_bounds({clip.path for clips in found.values() for clip in clips}, set(feed))
+        _check_bounds({clip.path: clip.shape for own in found.values() for clip in own}, feed)
         actions = {op: _Bounded(clips) for op, clips in found.items()}
         return program.unflatten(program.run(model, inputs, actions, feed).outputs)
 
     return with_bounds
 
 
-def _check_bounds(needed: set[str], given: set[str]) -> None:
-    if needed != given:
+def _bounds_of(params: Any) -> dict[str, Any]:
+    """The bounds by path within their collection."""
+    if not isinstance(params, Mapping) or COLLECTION not in params:
+        raise TraceError(
+            f"these params have no {COLLECTION!r}, the bounds of this function",
+            then="pass the params that expose_clips returned with it",
+        )
+    bounds = flatten_dict(dict(params[COLLECTION]))
+    return {"/".join(path): leaf for path, leaf in bounds.items()}
+
+
+def _check_bounds(needed: Mapping[str, tuple[int, ...]], given: Mapping[str, Any]) -> None:
+    if needed.keys() != given.keys():
+        missing, unknown = sorted(needed.keys() - given), sorted(given.keys() - needed)
         raise TraceError(
             "the bounds in params don't belong to the clips of this function",
-            where=f"missing {sorted(needed - given)}, unknown {sorted(given - needed)}",
+            where=f"missing {missing}, unknown {unknown}",
             then="call expose_clips again with the inputs that you evaluate on",
         )
+    for path, shape in needed.items():
+        if jnp.shape(given[path]) != shape:
+            raise TraceError(
+                "a bound does not have one value a channel",
+                where=f"'{COLLECTION}/{path}' has shape {jnp.shape(given[path])} and needs {shape}",
+                then="pass bounds that mirror those that expose_clips returned",
+            )
 
 
 class _Bounded:
@@ -194,7 +212,7 @@ class _Finder:
     def _bound(self, value: Value) -> float | None:
         """The constant, when it is one finite number other than zero."""
         array = self.constants.of(value)
-        if array is None or not array.size or not np.issubdtype(value.dtype, np.floating):
+        if array is None or not array.size or not jnp.issubdtype(value.dtype, jnp.floating):
             return None
         first = float(array.ravel()[0])
         usable = first != 0 and np.isfinite(first) and bool((array == first).all())
