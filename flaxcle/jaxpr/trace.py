@@ -7,6 +7,7 @@ jaxprs are one class and `scan` packs the numbers of its inputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -66,7 +67,7 @@ def _fresh(var: Any) -> Value:
 
 def _read(atom: Any, env: Mapping[Any, Value]) -> Value:
     if isinstance(atom, core.Literal):
-        return Value(tuple(atom.aval.shape), atom.aval.dtype, atom.val)
+        return replace(_fresh(atom), const=atom.val)
     return env[atom]
 
 

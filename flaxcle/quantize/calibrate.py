@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from itertools import chain
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxcle.errors import CalibrationError
-from flaxcle.jaxpr import Op, Program, trace
+from flaxcle.errors import CalibrationError, WeightError
+from flaxcle.jaxpr import Op, trace
 from flaxcle.paths import PyTree, is_float, leaf_name, named_leaves, parent, strip_collection
 from flaxcle.quantize.config import QuantConfig
 from flaxcle.quantize.observe import State, look, merge, range_of
@@ -57,7 +58,7 @@ class Calibration:
         rows = []
         for path, extremes in self.weights.items():
             low, high = np.asarray(extremes, np.float64)
-            layer = strip_collection(parent(path))
+            layer = parent(strip_collection(path))
             rows.append((layer, "learnable", leaf_name(path), float(low), float(high)))
         for name, layer in self.layers:
             low, high = np.min(self.low[name]), np.max(self.high[name])
@@ -80,22 +81,6 @@ class _Watch:
             state = look(operands[k], self.observer)
             taps |= {f"{quantizer.name}:{key}": value for key, value in state.items()}
         return op.bind(*operands), taps
-
-
-def observe(
-    program: Program, plan: Plan, observer: str, params: PyTree, inputs: Sequence[Any]
-) -> dict[str, State]:
-    """The states of all activation quantizers on one batch."""
-    watch = {op: _Watch(operands, observer) for op, operands in plan.at.items()}
-    result = program.run(params, inputs, watch)
-    states: dict[str, State] = {}
-    for tap, value in result.taps.items():
-        name, _, key = tap.rpartition(":")
-        states.setdefault(name, {})[key] = value
-    ends = zip(
-        [*plan.inputs, *plan.outputs], [*jax.tree.leaves(inputs), *result.outputs], strict=True
-    )
-    return states | {q.name: look(jnp.asarray(x), observer) for q, x in ends if q is not None}
 
 
 def as_inputs(batch: Any) -> tuple[Any, ...]:
@@ -122,6 +107,7 @@ def calibrate(
     Raises:
         CalibrationError: no batch, a NaN or infinite activation, or a quantizer that no batch
             reached (inside a branch that was never taken).
+        WeightError: a weight holds NaN or infinity.
 
     Example:
         >>> import jax.numpy as jnp, flaxcle as fc
@@ -131,76 +117,97 @@ def calibrate(
         >>> float(calibration.high["output_0"])
         1.0
     """
-    observer = config.act_observer
-    states: dict[str, State] | None = None
-    layers: tuple[tuple[str, str], ...] = ()
-
-    @jax.jit
-    def step(
-        params: PyTree, inputs: tuple[Any, ...], old: dict[str, State] | None
-    ) -> dict[str, State]:
-        nonlocal layers
-        program = trace(fn, params, *inputs)
-        plan = make_plan(program)
-        layers = tuple((q.name, q.layer) for q in plan.activations().values())
-        new = observe(program, plan, observer, params, inputs)
-        if old is None:
-            return new
-        return {name: merge(old[name], new[name], observer, config.momentum) for name in new}
-
-    for batch in batches:
-        states = step(params, as_inputs(batch), states)
-    if states is None:
+    data = map(as_inputs, batches)
+    first = next(data, None)
+    if first is None:
         raise CalibrationError(
             "calibration needs at least one batch",
             where="batches is empty or already consumed",
             then="pass a list of inputs, or a fresh generator",
         )
-    return _finish(states, params, config, layers)
-
-
-def _finish(
-    states: dict[str, State],
-    params: PyTree,
-    config: QuantConfig,
-    layers: tuple[tuple[str, str], ...],
-) -> Calibration:
-    bits = config.act_bits or 8
-    find = partial(
-        range_of,
-        observer=config.act_observer,
-        config=config,
-        bits=bits,
-        symmetric=config.act_symmetric,
-    )
+    weights = _extremes({p: x for p, x in named_leaves(params).items() if _has_range(x)})
+    plan = make_plan(trace(fn, params, *first))
+    _check_weights(plan, weights)
+    states = _collect(fn, params, chain([first], data), config)
+    _check_finite(states)
+    find = jax.jit(partial(range_of, config=config))
     ranges = {name: find(state) for name, state in states.items()}
-    _check_finite(ranges)
-    weights = {
-        path: jnp.stack([jnp.min(leaf), jnp.max(leaf)])
-        for path, leaf in named_leaves(params).items()
-        if is_float(leaf) and jnp.size(leaf)
-    }
-    low = {name: pair[0] for name, pair in ranges.items()}
-    return Calibration(low, {name: pair[1] for name, pair in ranges.items()}, weights, layers)
+    return Calibration(
+        {name: low for name, (low, _) in ranges.items()},
+        {name: high for name, (_, high) in ranges.items()},
+        weights,
+        tuple((q.name, q.layer) for q in plan.activations().values()),
+    )
 
 
-def _check_finite(ranges: Mapping[str, tuple[Any, Any]]) -> None:
-    missing, broken = [], []
-    for name, (low, high) in ranges.items():
-        extremes = np.concatenate([np.ravel(low), np.ravel(high)])
-        if np.isnan(extremes).any():
-            missing.append(name)
-        elif not np.isfinite(extremes).all():
-            broken.append(name)
+def _collect(
+    fn: Callable[..., Any], params: PyTree, data: Iterable[tuple[Any, ...]], config: QuantConfig
+) -> dict[str, State]:
+    """The states of all activation quantizers, over all batches."""
+    watch = jax.jit(partial(_watch, fn, config.act_observer))
+    join = jax.jit(partial(_join, observer=config.act_observer, momentum=config.momentum))
+    return reduce(join, (watch(params, inputs) for inputs in data))
+
+
+def _watch(
+    fn: Callable[..., Any], observer: str, params: PyTree, inputs: tuple[Any, ...]
+) -> dict[str, State]:
+    """The states of all activation quantizers on one batch."""
+    program = trace(fn, params, *inputs)
+    plan = make_plan(program)
+    watches = {op: _Watch(operands, observer) for op, operands in plan.at.items()}
+    outputs, taps = program.run(params, inputs, watches)
+    states: dict[str, State] = {}
+    for tap, value in taps.items():
+        name, _, key = tap.rpartition(":")
+        states.setdefault(name, {})[key] = value
+    ends = zip([*plan.inputs, *plan.outputs], [*jax.tree.leaves(inputs), *outputs], strict=True)
+    return states | {q.name: look(jnp.asarray(x), observer) for q, x in ends if q is not None}
+
+
+def _join(
+    old: dict[str, State], new: dict[str, State], observer: str, momentum: float
+) -> dict[str, State]:
+    return {name: merge(old[name], new[name], observer, momentum) for name in old}
+
+
+@jax.jit
+def _extremes(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {path: jnp.stack([jnp.min(leaf), jnp.max(leaf)]) for path, leaf in leaves.items()}
+
+
+def _has_range(leaf: Any) -> bool:
+    return is_float(leaf) and jnp.size(leaf) > 0
+
+
+def _check_weights(plan: Plan, extremes: Mapping[str, jax.Array]) -> None:
+    for op, operands in plan.at.items():
+        for k, quantizer in operands.items():
+            path = plan.flow[op.inputs[k]].leaf if quantizer.weight else None
+            if path in extremes and not np.isfinite(extremes[path]).all():
+                raise WeightError(
+                    "can't quantize a weight that holds NaN or infinity",
+                    where=f"{path!r}, which {quantizer.name!r} reads",
+                    then="check the training run or the checkpoint",
+                )
+
+
+def _check_finite(states: Mapping[str, State]) -> None:
+    missing = [name for name, state in states.items() if np.isnan(state["low"]).any()]
     if missing:
         raise CalibrationError(
-            "no calibration batch reached these quantizers, or they saw NaN",
+            "no calibration batch reached these quantizers",
             where=", ".join(map(repr, missing)),
-            then="add batches that take every branch, and check the float network for NaN",
+            then="add batches that take every branch",
         )
+    broken = [name for name, state in states.items() if not _finite(state)]
     if broken:
         raise CalibrationError(
-            "the float network gives infinite activations",
+            "the float network gives NaN or infinite activations",
             where=", ".join(map(repr, broken)),
             then="check the params and the calibration inputs",
         )
+
+
+def _finite(state: State) -> bool:
+    return bool(np.isfinite(state["low"]).all() and np.isfinite(state["high"]).all())

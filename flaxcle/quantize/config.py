@@ -57,7 +57,8 @@ class QuantConfig:
         """Refuses values outside the documented ranges."""
         for name in ("weight_bits", "act_bits"):
             bits = getattr(self, name)
-            if bits is not None and (isinstance(bits, bool) or bits not in range(2, 17)):
+            whole = bits in range(2, 17) and not isinstance(bits, bool | float)
+            if bits is not None and not whole:
                 _refuse(name, bits, "an integer from 2 to 16, or None for float")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,12 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from flaxcle.errors import CalibrationError, closest
-from flaxcle.jaxpr import Op, trace
+from flaxcle.jaxpr import Actions, Op, Program, Result, trace
+from flaxcle.paths import PyTree
 from flaxcle.quantize.calibrate import Calibration
 from flaxcle.quantize.config import QuantConfig
 from flaxcle.quantize.grid import make_grid, snap
-from flaxcle.quantize.observe import look, range_of
 from flaxcle.quantize.plan import Plan, Quantizer, make_plan
+from flaxcle.quantize.weights import snap_weight
 
 
 def fake_quant(
@@ -55,13 +55,28 @@ def fake_quant(
         program = trace(fn, params, *inputs)
         plan = make_plan(program)
         check_names(plan, calibration)
-        feed = ranges_of(calibration)
-        leaves, tree = jax.tree.flatten(inputs)
-        snapped = jax.tree.unflatten(tree, _ends(plan.inputs, leaves, config, feed))
-        result = program.run(params, snapped, quantizing(plan, config), feed)
-        return program.unflatten(_ends(plan.outputs, result.outputs, config, feed))
+        ranges = ranges_of(calibration)
+        return program.unflatten(run_quantized(program, plan, params, inputs, config, ranges)[0])
 
     return quantized
+
+
+def run_quantized(
+    program: Program,
+    plan: Plan,
+    params: PyTree,
+    inputs: tuple[Any, ...],
+    config: QuantConfig,
+    feed: Mapping[str, Any],
+    actions: Actions | None = None,
+) -> Result:
+    """The program with every quantizer in its place, and with further actions at other ops."""
+    leaves, tree = jax.tree.flatten(inputs)
+    rounded = jax.tree.unflatten(tree, _ends(plan.inputs, leaves, config, feed))
+    done = {q.name for q in plan.inputs if q is not None}
+    snaps = {op: _Snap(operands, config, done) for op, operands in plan.at.items()}
+    outputs, taps = program.run(params, rounded, {**snaps, **(actions or {})}, feed)
+    return Result(_ends(plan.outputs, outputs, config, feed), taps)
 
 
 def check_names(plan: Plan, calibration: Calibration) -> None:
@@ -82,26 +97,21 @@ def ranges_of(calibration: Calibration) -> dict[str, Any]:
     return low | {f"{name}:high": value for name, value in calibration.high.items()}
 
 
-def quantizing(plan: Plan, config: QuantConfig) -> dict[Op, Snap]:
-    """The action of each op that has quantizers."""
-    done = {q.name for q in plan.inputs if q is not None}
-    return {op: Snap(operands, config, done) for op, operands in plan.at.items()}
+class _Snap:
+    """Action: round the op's operands to their grids, then run it.
 
-
-class Snap:
-    """Action: round the op's operands to their grids, then run it."""
+    The quantizers in `done` are left out: the network's inputs are rounded at the door.
+    """
 
     def __init__(
         self, operands: Mapping[int, Quantizer], config: QuantConfig, done: set[str]
     ) -> None:
-        """Leaves out the quantizers in `done` (the network's inputs are rounded at the door)."""
         self.operands = {k: q for k, q in operands.items() if q.name not in done}
         self.config = config
         names = [q.name for q in self.operands.values() if not q.weight]
         self.feeds = tuple(f"{name}:{end}" for name in names for end in ("low", "high"))
 
     def __call__(self, op: Op, operands: list[Any], feed: Mapping[str, Any]) -> Any:
-        """Runs the op on rounded operands; no taps."""
         rounded = list(operands)
         for k, quantizer in self.operands.items():
             x = jnp.asarray(operands[k])
@@ -124,31 +134,3 @@ def _snap_activation(
         return x
     low, high = feed[f"{quantizer.name}:low"], feed[f"{quantizer.name}:high"]
     return snap(x, make_grid(low, high, config.act_bits, symmetric=config.act_symmetric))
-
-
-def snap_weight(w: jax.Array, config: QuantConfig, channel_axes: tuple[int, ...]) -> jax.Array:
-    """A weight on its own grid: one scale, or one per position along `channel_axes`."""
-    bits = config.weight_bits
-    if bits is None:
-        return w
-    wide = jax.lax.stop_gradient(w).astype(jnp.promote_types(w.dtype, jnp.float32))
-    kept = channel_axes if config.weight_granularity == "per_channel" else ()
-    rest = tuple(k for k in range(w.ndim) if k not in kept)
-    if config.weight_observer == "minmax":
-        low, high = jnp.min(wide, rest, keepdims=True), jnp.max(wide, rest, keepdims=True)
-    else:
-        low, high = _observed(wide, kept, rest, config, bits)
-    return snap(w, make_grid(low, high, bits, symmetric=config.weight_symmetric))
-
-
-def _observed(
-    w: jax.Array, kept: tuple[int, ...], rest: tuple[int, ...], config: QuantConfig, bits: int
-) -> tuple[jax.Array, jax.Array]:
-    """Ranges by histogram, one row per channel."""
-    observer = config.weight_observer
-    rows = jnp.transpose(w, (*kept, *rest)).reshape(-1, math.prod(w.shape[k] for k in rest))
-    state = jax.vmap(lambda row: look(row, observer))(rows)
-    found = range_of(state, observer, config, bits, symmetric=config.weight_symmetric)
-    shape = tuple(n if k in kept else 1 for k, n in enumerate(w.shape))
-    low, high = (side.reshape(shape) for side in found)
-    return low, high

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flaxcle.paths import wide_dtype
+
 
 class Grid(NamedTuple):
     """Scale and zero point (broadcastable arrays), and the lowest and highest integer."""
@@ -38,8 +40,12 @@ def make_grid(low: jax.Array, high: jax.Array, bits: int, *, symmetric: bool) ->
 
 
 def _nonzero(scale: jax.Array) -> jax.Array:
-    """A tensor that is all zero gets scale 1: its grid value is exact."""
-    return jnp.where(scale > 0, scale, jnp.ones_like(scale))
+    """A tensor that is all zero gets scale 1: its grid value is exact.
+
+    So does one whose step would not be a normal number, which accelerators flush to zero.
+    """
+    smallest = jnp.finfo(scale.dtype).tiny
+    return jnp.where(scale >= smallest, scale, jnp.ones_like(scale))
 
 
 def snap(x: jax.Array, grid: Grid) -> jax.Array:
@@ -48,7 +54,7 @@ def snap(x: jax.Array, grid: Grid) -> jax.Array:
     d snap(x) / dx is 1 where x lies inside the grid's range and 0 where it is clipped; the grid
     itself gets no gradient. Computed in float32 or wider, returned in x's dtype.
     """
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = wide_dtype(x.dtype)
     scale, zero = (jax.lax.stop_gradient(part).astype(wide) for part in grid[:2])
     out = _snap(x.astype(wide), scale, zero, float(grid.lowest), float(grid.highest))
     return out.astype(x.dtype)

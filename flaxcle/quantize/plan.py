@@ -1,8 +1,9 @@
 """Where the quantizers sit: exactly where an int8 accelerator has them.
 
 Operands of every convolution and matrix product, both operands of residual adds, the network's
-inputs and outputs. Not on biases, not between a layer and its fused bias and activation. The
-invariant: names depend on the function only, not on batch sizes.
+inputs and outputs. Not on biases, not between a layer and its fused bias and activation, not on
+sums that stay within one tensor (in a gelu, a norm, a softmax). A difference of two tensors is a
+residual add with a sign. The invariant: names depend on the function only, not on batch sizes.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from flaxcle.jaxpr import Op, Program, Value
-from flaxcle.paths import parent, strip_collection
+from flaxcle.paths import leaf_name, parent, strip_collection
 from flaxcle.quantize.flow import CONTRACTIONS, Flow, follow
+
+_KERNELS = ("kernel", "embedding", "weight", "w")
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class _Planner:
     def _contraction(self, op: Op) -> None:
         facts = [self.flow[value] for value in op.inputs[:2]]
         leaf = next((fact.leaf for fact in facts if fact.leaf and not fact.dynamic), None)
-        layer = strip_collection(parent(leaf)) or leaf if leaf else op.scope or op.primitive
+        layer = _layer(leaf) if leaf else op.scope or op.primitive
         for operand, fact in enumerate(facts):
             if not jnp.issubdtype(op.inputs[operand].dtype, jnp.floating):
                 continue
@@ -111,6 +114,12 @@ class _Planner:
         count = self.counts.get(name, 0)
         self.counts[name] = count + 1
         return f"{name}_{count}" if count else name
+
+
+def _layer(leaf: str) -> str:
+    """The module of a kernel; a weight with a name of its own is a layer by itself."""
+    path = strip_collection(leaf)
+    return (parent(path) or path) if leaf_name(path) in _KERNELS else path
 
 
 def channel_axes(op: Op, operand: int) -> tuple[int, ...]:
