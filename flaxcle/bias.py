@@ -9,20 +9,20 @@ difference at once. The invariant: only biases change.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from flaxcle.jaxpr import Op, Program, trace
-from flaxcle.paths import PyTree, named_leaves, replace_leaves
+from flaxcle.jaxpr import Op, trace
+from flaxcle.paths import PyTree, named_leaves, replace_leaves, wide_dtype
 from flaxcle.quantize.calibrate import Batches, as_inputs, calibrate
 from flaxcle.quantize.config import QuantConfig
-from flaxcle.quantize.fake import quantizing, ranges_of
-from flaxcle.quantize.flow import CONTRACTIONS, Flow, follow, moved
+from flaxcle.quantize.fake import ranges_of, run_quantized
+from flaxcle.quantize.flow import CONTRACTIONS, Fact, Flow, follow, moved
 from flaxcle.quantize.plan import channel_axes, make_plan
 
 _ELEMENTWISE = ("add", "sub", "mul", "div", "convert_element_type", "copy")
@@ -30,11 +30,17 @@ _ELEMENTWISE = ("add", "sub", "mul", "div", "convert_element_type", "copy")
 
 @dataclass(frozen=True)
 class _BiasAdd:
-    """An op that adds a bias leaf to a layer's result; `axes[k]` carries the leaf's k-th axis."""
+    """An op that adds a bias leaf to a layer's result.
+
+    `axes[k]` is the dimension of the sum that runs along `leaf_axes[k]` of the leaf, `loops` the
+    axis of the leaf that each enclosing scan runs along, or None.
+    """
 
     name: str
     leaf: str
     axes: tuple[int, ...]
+    leaf_axes: tuple[int, ...]
+    loops: tuple[int | None, ...]
 
 
 def correct_bias(
@@ -74,72 +80,69 @@ def correct_bias(
     Source: Nagel et al. 2019, arXiv:1906.04721, section 4.2 and appendix D (empirical).
     """
     data = [as_inputs(batch) for batch in batches]
-    calibration = calibrate(fn, params, data, config)
+    ranges = ranges_of(calibrate(fn, params, data, config))
 
     @jax.jit
-    def means(params: PyTree, inputs: tuple[Any, ...]) -> dict[str, Any]:
-        program = trace(fn, params, *inputs)
-        adds = _bias_adds(program)
-        actions = {op: _Mean(add) for op, add in adds.items()}
-        return program.run(params, inputs, actions).taps
-
-    @jax.jit
-    def errors(params: PyTree, inputs: tuple[Any, ...], target: dict[str, Any]) -> dict[str, Any]:
+    def shifts(params: PyTree, inputs: tuple[Any, ...]) -> dict[str, Any]:
         program = trace(fn, params, *inputs)
         plan = make_plan(program)
-        fixes = {op: _Fix(add) for op, add in _bias_adds(program).items()}
-        actions = quantizing(plan, config) | fixes
-        feed = ranges_of(calibration) | {f"{name}:mean": mean for name, mean in target.items()}
-        return program.run(params, inputs, actions, feed).taps
+        adds = _bias_adds(plan.flow)
+        means = program.run(params, inputs, {op: _Mean(add) for op, add in adds.items()}).taps
+        fixes = {op: _Fix(add) for op, add in adds.items()}
+        feed = {**ranges, **means}
+        return run_quantized(program, plan, params, inputs, config, feed, fixes).taps
 
-    target = _average(means(params, inputs) for inputs in data)
-    shifts = _average(errors(params, inputs, target) for inputs in data)
-    return _shifted(params, _owners(fn, params, data[0]), shifts)
-
-
-def _owners(fn: Callable[..., Any], params: PyTree, inputs: tuple[Any, ...]) -> dict[str, str]:
-    adds = _bias_adds(trace(fn, params, *inputs))
-    return {add.name: add.leaf for add in adds.values()}
+    totals = _totals((shifts(params, inputs), inputs) for inputs in data)
+    adds = _bias_adds(follow(trace(fn, params, *data[0])))
+    return _shifted(params, list(adds.values()), totals)
 
 
-def _average(samples: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    total: dict[str, Any] = {}
-    count = 0
-    for sample in samples:
-        count += 1
-        total = {k: total[k] + v if total else v for k, v in sample.items()}
-    return {name: value / count for name, value in total.items()}
+def _totals(samples: Iterable[tuple[Mapping[str, Any], PyTree]]) -> dict[str, np.ndarray]:
+    """Per place the sum of its shifts and of their weights: how much data a batch holds.
+
+    A branch that was not taken has NaN and no weight.
+    """
+    totals: dict[str, Any] = {}
+    for shifts, inputs in samples:
+        size = sum(jnp.size(leaf) for leaf in jax.tree.leaves(inputs))
+        for name, shift in shifts.items():
+            weight = size * ~np.isnan(shift)
+            weighted = np.stack([weight * np.nan_to_num(np.asarray(shift, np.float64)), weight])
+            totals[name] = totals.get(name, 0) + weighted
+    return totals
 
 
-def _shifted(params: PyTree, owners: Mapping[str, str], shifts: Mapping[str, Any]) -> PyTree:
-    """Biases plus the mean of the shifts of all places where each is added."""
+def _shifted(params: PyTree, adds: Sequence[_BiasAdd], totals: Mapping[str, np.ndarray]) -> PyTree:
+    """Biases plus the mean shift over all the data and places where each is added."""
     leaves = named_leaves(params)
-    by_leaf: dict[str, list[Any]] = {}
-    for name, shift in shifts.items():
-        shape = jnp.shape(leaves[owners[name]])
-        shift = jnp.where(jnp.isnan(shift), 0, shift)
-        extra = tuple(range(shift.ndim - len(shape))) if shift.size != math.prod(shape) else ()
-        by_leaf.setdefault(owners[name], []).append(jnp.mean(shift, extra).reshape(shape))
-    new = {
-        path: leaves[path].astype(found[0].dtype) + sum(found[1:], found[0]) / len(found)
-        for path, found in by_leaf.items()
-    }
+    by_leaf: dict[str, Any] = {}
+    for add in adds:
+        shared = tuple(1 + k for k, axis in enumerate(add.loops) if axis is None)
+        kept = [axis for axis in add.loops if axis is not None] + list(add.leaf_axes)
+        order = (0, *(1 + k for k in np.argsort(kept)))
+        total = totals[add.name].sum(shared).transpose(order)
+        by_leaf[add.leaf] = by_leaf.get(add.leaf, 0) + total
+    new = {}
+    for path, (total, weight) in by_leaf.items():
+        shift = (total / np.where(weight, weight, 1)).reshape(jnp.shape(leaves[path]))
+        wide = wide_dtype(leaves[path].dtype)
+        new[path] = leaves[path].astype(wide) + shift.astype(wide)
     return replace_leaves(params, new)
 
 
 class _Mean:
-    """Action: the mean of the sum over everything but the bias's axes."""
+    """Action: the mean of the sum over everything but the bias's axes, in the leaf's order."""
 
     feeds: tuple[str, ...] = ()
 
     def __init__(self, add: _BiasAdd) -> None:
         self.add = add
+        self.order = np.argsort(add.axes)
 
     def mean(self, out: jax.Array) -> jax.Array:
         rest = tuple(k for k in range(out.ndim) if k not in self.add.axes)
-        wide = out.astype(jnp.promote_types(out.dtype, jnp.float32))
-        order = sorted(range(len(self.add.axes)), key=lambda k: self.add.axes[k])
-        return jnp.transpose(jnp.mean(wide, rest), tuple(order.index(k) for k in range(len(order))))
+        wide = out.astype(wide_dtype(out.dtype))
+        return jnp.mean(wide, rest).transpose(np.argsort(self.order))
 
     def __call__(self, op: Op, operands: list[Any], feed: Mapping[str, Any]) -> Any:
         (out,) = op.bind(*operands)
@@ -147,51 +150,49 @@ class _Mean:
 
 
 class _Fix(_Mean):
-    """Action: shift the sum so that its mean is the float network's; report the shift."""
+    """Action: shift the sum so that its mean is the float network's; report the shift.
+
+    Where rounding sends the data into another branch, no mean is known, and nothing is shifted.
+    """
 
     def __init__(self, add: _BiasAdd) -> None:
         super().__init__(add)
-        self.feeds = (f"{add.name}:mean",)
+        self.feeds = (add.name,)
 
     def __call__(self, op: Op, operands: list[Any], feed: Mapping[str, Any]) -> Any:
         (out,) = op.bind(*operands)
-        shift = feed[f"{self.add.name}:mean"] - self.mean(out)
-        order = sorted(range(len(self.add.axes)), key=lambda k: self.add.axes[k])
+        shift = feed[self.add.name] - self.mean(out)
         shape = [out.shape[k] if k in self.add.axes else 1 for k in range(out.ndim)]
-        aligned = jnp.transpose(shift, tuple(order)).reshape(shape)
+        aligned = jnp.where(jnp.isnan(shift), 0, shift).transpose(self.order).reshape(shape)
         return [out + aligned.astype(out.dtype)], {self.add.name: shift}
 
 
-def _bias_adds(program: Program) -> dict[Op, _BiasAdd]:
+def _bias_adds(flow: Flow) -> dict[Op, _BiasAdd]:
     """The ops that add a bias leaf along the output channels of a contraction."""
-    flow = follow(program)
     channels: dict[int, frozenset[int]] = {}
     found: dict[Op, _BiasAdd] = {}
     for op in flow.ops:
-        facts = [flow[value] for value in op.inputs]
         if op.primitive in CONTRACTIONS:
             channels[id(op.outputs[0])] = _output_channels(op, flow)
             continue
-        live = next((k for k, fact in enumerate(facts) if fact.dynamic), None)
-        if live is None or sum(fact.dynamic for fact in facts) != 1:
-            continue
-        carried = channels.get(id(op.inputs[live]))
+        facts = [flow[value] for value in op.inputs]
+        live = [k for k, fact in enumerate(facts) if fact.dynamic]
+        carried = channels.get(id(op.inputs[live[0]])) if len(live) == 1 else None
         if not carried:
             continue
-        channels[id(op.outputs[0])] = _kept_channels(op, live, carried)
-        bias = facts[1 - live] if op.primitive == "add" else None
-        if bias is not None and bias.leaf and bias.view:
-            axes = _axes(bias.view)
-            if axes is not None and set(axes) <= carried:
-                name = f"{bias.leaf}+{sum(add.leaf == bias.leaf for add in found.values())}"
-                found[op] = _BiasAdd(name, bias.leaf, axes)
+        channels[id(op.outputs[0])] = _kept_channels(op, live[0], carried)
+        add = _bias_add(facts[1 - live[0]], len(found)) if op.primitive == "add" else None
+        if add is not None and carried.issuperset(add.axes):
+            found[op] = add
     return found
 
 
-def _axes(view: tuple[int | None, ...]) -> tuple[int, ...] | None:
-    """The dimensions that carry the leaf's axes, in the leaf's order."""
-    placed = sorted((axis, k) for k, axis in enumerate(view) if axis is not None)
-    return tuple(k for _, k in placed) or None
+def _bias_add(bias: Fact, number: int) -> _BiasAdd | None:
+    if not bias.leaf or not bias.view:
+        return None
+    placed = sorted((axis, k) for k, axis in enumerate(bias.view) if axis is not None)
+    axes, leaf_axes = tuple(k for _, k in placed), tuple(axis for axis, _ in placed)
+    return _BiasAdd(f"{bias.leaf}+{number}", bias.leaf, axes, leaf_axes, bias.loops)
 
 
 def _output_channels(op: Op, flow: Flow) -> frozenset[int]:
