@@ -14,15 +14,20 @@ from flaxcle.tables import Table
 def sqnr(reference: jax.Array | np.ndarray, other: jax.Array | np.ndarray) -> float:
     """Signal to quantization noise ratio in dB, `10 log10(sum(ref**2) / sum((ref - x)**2))`.
 
-    Infinite for identical arrays.
+    Infinite for identical arrays, minus infinity where a reference of zeros is missed.
+
+    Raises:
+        ConfigError: the shapes differ.
 
     Example:
         >>> round(sqnr(np.ones(4), np.ones(4) * 1.1), 1)
         20.0
     """
-    clean = np.asarray(reference, np.float64)
-    noise = np.sum((clean - np.asarray(other, np.float64)) ** 2)
-    return float(10 * np.log10(np.sum(clean**2) / noise)) if noise else float("inf")
+    clean, noisy = np.asarray(reference, np.float64), np.asarray(other, np.float64)
+    _check_shape("the other array", noisy, clean)
+    noise = np.sum((clean - noisy) ** 2)
+    with np.errstate(divide="ignore"):
+        return float(10 * np.log10(np.sum(clean**2) / noise)) if noise else float("inf")
 
 
 def compare(
@@ -41,7 +46,7 @@ def compare(
         labels: true classes, shape (images,); without them there is no accuracy column.
 
     Raises:
-        ConfigError: the shapes differ.
+        ConfigError: the shapes differ, of the outputs or of the labels.
 
     Example:
         >>> logits = np.array([[2.0, 1.0], [0.0, 1.0]])
@@ -50,21 +55,33 @@ def compare(
         float          50          100      inf
         int8           50          100   24.771
     """
-    clean = np.asarray(reference)
-    rows = [_row("float", clean, clean, labels)]
-    rows += [_row(name, np.asarray(out), clean, labels) for name, out in candidates.items()]
-    accuracy = ("accuracy %",) if labels is not None else ()
+    clean, truth = np.asarray(reference), None if labels is None else np.asarray(labels)
+    if truth is not None and truth.shape != clean.shape[:-1]:
+        raise ConfigError(
+            "there must be one label per row of the reference",
+            where=f"labels of shape {truth.shape}, outputs of shape {clean.shape}",
+            then="pass class indices, not one-hot rows",
+        )
+    rows = [_row("float", clean, clean, truth)]
+    rows += [_row(name, np.asarray(out), clean, truth) for name, out in candidates.items()]
+    accuracy = ("accuracy %",) if truth is not None else ()
     return Table(("", *accuracy, "agreement %", "SQNR dB"), tuple(rows))
 
 
-def _row(name: str, out: np.ndarray, clean: np.ndarray, labels: object) -> tuple[object, ...]:
-    if out.shape != clean.shape:
+def _check_shape(name: str, array: np.ndarray, clean: np.ndarray) -> None:
+    if array.shape != clean.shape:
         raise ConfigError(
-            f"{name!r} has outputs of another shape than the reference",
-            where=f"{out.shape} against {clean.shape}",
+            f"{name} has another shape than the reference",
+            where=f"{array.shape} against {clean.shape}",
             then="evaluate both on the same inputs",
         )
+
+
+def _row(
+    name: str, out: np.ndarray, clean: np.ndarray, labels: np.ndarray | None
+) -> tuple[object, ...]:
+    _check_shape(repr(name), out, clean)
     chosen = out.argmax(-1)
     agreement = 100 * float(np.mean(chosen == clean.argmax(-1)))
-    truth = () if labels is None else (100 * float(np.mean(chosen == np.asarray(labels))),)
+    truth = () if labels is None else (100 * float(np.mean(chosen == labels)),)
     return (name, *truth, agreement, sqnr(clean, out))

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flaxcle.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Table:
@@ -40,7 +42,15 @@ class Table:
         return len(self.rows)
 
     def column(self, name: str) -> list[Any]:
-        """All the values of one column."""
+        """All the values of one column.
+
+        Raises:
+            ConfigError: there is no such column.
+        """
+        if name not in self.columns:
+            raise ConfigError(
+                f"the table has no column {name!r}", then=f"use one of {self.columns}"
+            )
         return [row[self.columns.index(name)] for row in self.rows]
 
     def __str__(self) -> str:
