@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from flaxcle.apply import apply_scales
@@ -77,7 +78,9 @@ def prune_dead_channels(fn: Callable[..., Any], variables: PyTree, *inputs: Any)
     wrapped = params is not variables and not _same_names(variables, params)
     found = {path.removeprefix("params/") if wrapped else path: m for path, m in masks.items()}
     old = named_leaves(variables)
-    return replace_leaves(variables, {path: old[path] * mask for path, mask in found.items()})
+    return replace_leaves(
+        variables, {path: jnp.where(mask > 0, old[path], 0) for path, mask in found.items()}
+    )
 
 
 def _same_names(variables: PyTree, params: PyTree) -> bool:
