@@ -14,15 +14,17 @@ from types import ModuleType
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 import build_data
 import flaxcle as fc
 import idx
 import imagenet
 import pictures
+import run
 import torch_pickle
 import train_head
-from lite0 import PAIRS, Lite0, block_names
+from lite0 import PAIRS, Lite0, block_names, layer_names
 from preprocess import IMAGE_SIZE, preprocess
 from torch_pickle import TorchPickleError, read_state_dict
 
@@ -242,6 +244,13 @@ def test_the_declared_pairs_fit_lite0(shapes):
     assert len(spec.groups) == 2 + 2 * 15 + 2 + 1
 
 
+def test_layer_names_are_the_modules_with_kernels(shapes):
+    flat = flatten_dict(shapes["params"], sep="/")
+    with_kernel = {name.removesuffix("/kernel") for name in flat if name.endswith("/kernel")}
+    assert set(layer_names()) == with_kernel
+    assert list(run.kernels(jax.tree.map(lambda leaf: np.zeros(()), shapes))) == layer_names()
+
+
 @needs_weights
 def test_imagenet_weights_fill_lite0_and_give_torch_s_logits(shapes):
     variables = imagenet.imagenet_variables()
@@ -314,13 +323,14 @@ def test_missing_or_wrong_original_files_are_clear_errors(tmp_path):
         idx.read_idx(path)
 
 
-def test_preprocessing_keeps_the_range_and_the_corners():
-    images = np.zeros((2, 28, 28), np.uint8)
-    images[1] = 255
-    large = np.asarray(preprocess(images))
-    assert large.shape == (2, IMAGE_SIZE, IMAGE_SIZE, 3)
-    np.testing.assert_array_equal(large[0], np.float32(-127 / 128))
-    np.testing.assert_array_equal(large[1], np.float32(1))
+def test_preprocessing_interpolates_between_pixel_centres():
+    images = np.random.default_rng(0).integers(256, size=(2, 28, 28), dtype=np.uint8)
+    centres = (np.arange(IMAGE_SIZE) + 0.5) * 28 / IMAGE_SIZE - 0.5
+    nearness = np.maximum(0, 1 - np.abs(np.clip(centres, 0, 27)[:, None] - np.arange(28)))
+    expected = (nearness @ images @ nearness.T - 127) / 128
+    found = np.asarray(preprocess(images))
+    assert found.shape == (2, IMAGE_SIZE, IMAGE_SIZE, 3)
+    np.testing.assert_allclose(found, np.repeat(expected[..., None], 3, -1), atol=2e-6)
 
 
 def test_the_head_is_the_minimum_of_the_regularised_loss():
@@ -334,6 +344,14 @@ def test_the_head_is_the_minimum_of_the_regularised_loss():
     gradient = features.T @ shares / len(features) + 2 * decay * kernel
     np.testing.assert_allclose(gradient, 0, atol=1e-5)
     np.testing.assert_allclose(shares.mean(0), 0, atol=1e-5)
+
+
+@needs_weights
+def test_the_stored_head_is_right_about_test_images(data):
+    fn = jax.jit(Lite0(classes=train_head.CLASSES).apply)
+    logits = fn(run.float_variables(), preprocess(data["test_images"][:200]))
+    correct = np.argmax(np.asarray(logits), -1) == data["test_labels"][:200]
+    assert correct.mean() > 0.8
 
 
 # The pictures.

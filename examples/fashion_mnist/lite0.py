@@ -47,6 +47,13 @@ def block_names() -> list[str]:
     return [f"block{i}{letters[j]}" for i, s in enumerate(STAGES, 1) for j in range(s.blocks)]
 
 
+def layer_names() -> list[str]:
+    """The modules with kernels, in the order of the data flow."""
+    first, *others = block_names()
+    inner = [f"{block}/{part}" for block in others for part in ("expand", "depthwise", "project")]
+    return ["stem", f"{first}/depthwise", f"{first}/project", *inner, "head", "classifier"]
+
+
 def _pairs() -> tuple[tuple[str, ...], ...]:
     inner = ("expand", "expand_norm", "depthwise", "depthwise_norm", "project")
     first, *others = block_names()

@@ -13,25 +13,26 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 from rich.console import Console
 from rich.progress import Progress
 
 import flaxcle as fc
 from build_data import DATA
 from imagenet import imagenet_variables
-from lite0 import PAIRS, Lite0
+from lite0 import PAIRS, Lite0, layer_names
 from pictures import save_pictures
 from preprocess import preprocess
 from train_head import CLASSES, HEAD
 
 BATCH = 50
 CALIBRATION_BATCH = 64
+CORRECTION_BATCHES = 4
 PICTURED = "block1a/depthwise"
 PER_TENSOR = fc.QuantConfig()
 PER_CHANNEL = fc.QuantConfig(weight_granularity="per_channel")
@@ -41,7 +42,7 @@ Function = Callable[..., Any]
 
 
 class Network(NamedTuple):
-    """A function with its params; int8 in `config` once there is a `calibration`."""
+    """A function with its params; int8 in `config` where there is a `calibration`."""
 
     fn: Function
     params: Params
@@ -49,19 +50,28 @@ class Network(NamedTuple):
     config: fc.QuantConfig = PER_TENSOR
 
     def logits(self, images: np.ndarray, tick: Callable[[], None]) -> np.ndarray:
-        """The logits of all images; two threads, as XLA runs depthwise convolutions in one."""
-        fn = self.fn
-        if self.calibration is not None:
-            fn = fc.fake_quant(fn, self.config, self.calibration)
-        compiled = jax.jit(lambda params, batch: fn(params, preprocess(batch)))
+        """The logits of all images; two threads, as XLA runs a depthwise convolution in one."""
 
         def run(batch: np.ndarray) -> np.ndarray:
-            out = np.asarray(compiled(self.params, batch))
+            out = _logits(self.fn, self.config, self.calibration, self.params, batch)
             tick()
-            return out
+            return np.asarray(out)
 
         with ThreadPoolExecutor(2) as pool:
             return np.concatenate(list(pool.map(run, np.split(images, len(images) // BATCH))))
+
+
+@partial(jax.jit, static_argnames=("fn", "config"))
+def _logits(
+    fn: Function,
+    config: fc.QuantConfig,
+    calibration: fc.Calibration | None,
+    params: Params,
+    images: jax.Array,
+) -> jax.Array:
+    if calibration is not None:
+        fn = fc.fake_quant(fn, config, calibration)
+    return fn(params, preprocess(images))
 
 
 def float_variables() -> Params:
@@ -89,7 +99,7 @@ def networks(batches: list[jax.Array], stage: Callable[[str], None]) -> dict[str
     ranges = fc.calibrate(fn, folded, batches, PER_TENSOR)
     equal_ranges = fc.calibrate(equal_fn, equal, batches, PER_TENSOR)
     stage("correcting biases")
-    corrected = fc.correct_bias(equal_fn, equal, batches, PER_TENSOR)
+    corrected = fc.correct_bias(equal_fn, equal, batches[:CORRECTION_BATCHES], PER_TENSOR)
     return {
         "float": Network(fn, folded),
         "int8 per tensor": Network(fn, folded, ranges),
@@ -100,10 +110,15 @@ def networks(batches: list[jax.Array], stage: Callable[[str], None]) -> dict[str
 
 
 def kernels(params: Params) -> dict[str, np.ndarray]:
-    """The kernels by layer."""
-    leaves = flatten_dict(params["params"], sep="/")
-    named = {name.removesuffix("/kernel"): leaf for name, leaf in leaves.items()}
-    return {name: np.asarray(leaf) for name, leaf in named.items() if leaf.ndim > 1}
+    """The kernels by layer, in the order of the network."""
+
+    def kernel(name: str) -> np.ndarray:
+        module: Any = params["params"]
+        for part in name.split("/"):
+            module = module[part]
+        return np.asarray(module["kernel"])
+
+    return {name: kernel(name) for name in layer_names()}
 
 
 def evaluate(rows: dict[str, Network], images: np.ndarray, progress: Progress) -> dict[str, Any]:
@@ -111,7 +126,7 @@ def evaluate(rows: dict[str, Network], images: np.ndarray, progress: Progress) -
     logits = {}
     for name, network in rows.items():
         task = progress.add_task(name, total=len(images) // BATCH)
-        logits[name] = network.logits(images, lambda task=task: progress.advance(task))
+        logits[name] = network.logits(images, partial(progress.advance, task))
     return logits
 
 
@@ -125,13 +140,12 @@ def main() -> None:
         task = progress.add_task("reading", total=5)
         images = preprocess(data["calibration_images"])
         batches = list(images.reshape(-1, CALIBRATION_BATCH, *images.shape[1:]))
-        stage = lambda text: progress.update(task, advance=1, description=text)  # noqa: E731
-        rows = networks(batches, stage)
-        stage("networks ready")
+        rows = networks(batches, lambda text: progress.update(task, advance=1, description=text))
+        progress.update(task, advance=1, description="networks are ready")
         logits = evaluate(rows, data["test_images"], progress)
     table = fc.compare(logits.pop("float"), logits, data["test_labels"])
-    layers = [kernels(rows[name].params) for name in ("float", "int8 after equalization")]
-    pictures = save_pictures(out, *layers, PICTURED)
+    before, after = (kernels(rows[k].params) for k in ("float", "int8 after equalization"))
+    pictures = save_pictures(out, before, after, PICTURED)
     seconds = time.monotonic() - start
     (out / "numbers.json").write_text(
         json.dumps({"rows": list(table), "seconds": seconds}, indent=1)
