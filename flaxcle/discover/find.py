@@ -14,6 +14,7 @@ from typing import Any
 from flaxcle.discover.atoms import Atoms, quotient
 from flaxcle.discover.basis import Basis, touches
 from flaxcle.discover.classes import Classes, Combination
+from flaxcle.discover.dead import dead_classes, without
 from flaxcle.discover.gauge import redundant, settled
 from flaxcle.discover.groups import make_groups
 from flaxcle.discover.interpret import Interpreter, state
@@ -59,6 +60,7 @@ def find_spec(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> Spec:
     classes = Classes(atoms.sizes.tolist())
     basis = Basis(classes, classes.solve(rows), touches(blocks, atoms, classes))
     moves = settled(blocks, atoms, _moves(blocks, atoms, classes, basis), classes.sizes)
+    moves = without(dead_classes(context, blocks, atoms, classes, rows), moves)
     spare = redundant(blocks, atoms, moves, classes.sizes)
     groups = make_groups(blocks, atoms, moves, classes.sizes, spare)
     blocked = blocked_axes(blocks, atoms, moves, classes, context.whys, groups)

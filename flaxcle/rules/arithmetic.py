@@ -18,7 +18,7 @@ from flaxcle.jaxpr import Op
 from flaxcle.rules import scale
 from flaxcle.rules.context import Context, Rule, Why, as_number, shape_of
 from flaxcle.rules.elementwise import opaque
-from flaxcle.rules.scale import PLAIN, WILD, Scale
+from flaxcle.rules.scale import PLAIN, WILD, Scale, Terms
 
 ADDITIVE = ("add", "add_any", "sub", "max", "min", "rem", "complex")
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge", "eq_to", "le_to", "lt_to", "atan2")
@@ -43,6 +43,7 @@ def additive(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]
 
 def comparison(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:
     """One scale for all operands; the answer has none."""
+    context.read += [term for arg in args for term in arg.terms]
     context.same(operands(op, args), shape_of(op.outputs[0]), Why("compare", op))
     return [PLAIN]
 
@@ -58,7 +59,15 @@ def product(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:
     if one.wild or two.wild:
         return [WILD]
     gauge = one.gauge if two.plain else two.gauge if one.plain else None
-    return [Scale(scale.add(one.terms, two.terms), gauge=gauge)]
+    return [Scale(multiplied(one.terms, two.terms, context), gauge=gauge)]
+
+
+def multiplied(one: Terms, two: Terms, context: Context) -> Terms:
+    """The terms of a product; those that cancel were read all the same."""
+    out = scale.add(one, two)
+    kept = {term[1:] for term in out}
+    context.read += [term for term in one if term[1:] not in kept]
+    return out
 
 
 def quotient(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:
@@ -69,7 +78,7 @@ def quotient(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]
     if one.wild:
         return [WILD]
     gauge = one.gauge if two.plain else None
-    return [Scale(scale.add(one.terms, scale.times(-1, two.terms)), gauge=gauge)]
+    return [Scale(multiplied(one.terms, scale.times(-1, two.terms), context), gauge=gauge)]
 
 
 def power(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:

@@ -29,6 +29,9 @@ class Why(NamedTuple):
     detail: str = ""
 
 
+PASSING = ("equal", "branch")
+
+
 class Equation(NamedTuple):
     """Rows `sum_k powers_k * symbol[starts_k + steps_k * t] = 0`, all for the same reason."""
 
@@ -48,6 +51,9 @@ class Context:
         symbols: number of symbols handed out.
         equations, whys: all that was stated so far, in program order.
         unknown: operations without a rule that met a scaled operand.
+        spent: gauges that are used up.
+        zeros: terms of elements that are zero, whose symbols stand for any scale.
+        read: terms of values that an operation did more with than to pass them on.
     """
 
     run: Callable[[Graph, Sequence[Scale]], list[Scale]]
@@ -57,6 +63,8 @@ class Context:
     whys: list[Why] = field(default_factory=list)
     unknown: list[Op] = field(default_factory=list)
     spent: set[Gauge] = field(default_factory=set)
+    zeros: list[Term] = field(default_factory=list)
+    read: list[Term] = field(default_factory=list)
 
     def fresh(self, shape: Shape, axes: Sequence[int]) -> Term:
         """New symbols that vary along the chosen axes."""
@@ -70,6 +78,8 @@ class Context:
         terms = scale.add(terms)
         if not terms or 0 in shape:
             return
+        if why.kind not in PASSING:
+            self.read += terms
         number = len(self.whys)
         self.whys.append(why)
         try:
@@ -137,6 +147,8 @@ class Context:
         for value in tame:
             if value is not chosen:
                 self.equate(value.terms, chosen.terms, shape, why)
+            if not chosen.terms:
+                self.read += value.terms
         return Scale(chosen.terms)
 
     @contextmanager

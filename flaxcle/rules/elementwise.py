@@ -65,6 +65,7 @@ def opaque(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:
 
 def invariant(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:
     """The result does not change at all."""
+    context.read += args[0].terms
     return [PLAIN]
 
 

@@ -156,6 +156,7 @@ def wild_terms(axis: int, shape: Shape, holes: Sequence[box.Along], context: Con
         axes = [box.whole(size) for size in shape]
         axes[axis] = hole
         out.append(Term(1, base, tuple(axes)))
+    context.zeros += out
     return tuple(out)
 
 

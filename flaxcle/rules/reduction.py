@@ -38,6 +38,7 @@ def reduce_prod(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Sca
 
 def arg_reduce(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:
     """Where the largest element stands does not depend on a common scale."""
+    context.read += args[0].terms
     along(args[0], shape_of(op.inputs[0]), op.params["axes"], op, context)
     return [PLAIN]
 
