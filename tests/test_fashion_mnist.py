@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import struct
@@ -353,6 +354,14 @@ def test_the_stored_head_is_right_about_test_images(data):
     logits = fn(run.float_variables(), preprocess(data["test_images"][:200]))
     correct = np.argmax(np.asarray(logits), -1) == data["test_labels"][:200]
     assert correct.mean() > 0.8
+
+
+def test_the_numbers_are_json(data):
+    logits = np.eye(10)[data["test_labels"]]
+    table = fc.compare(logits, {"int8": logits[::-1]}, data["test_labels"])
+    rows = json.loads(run.as_json(table, 1.0), parse_constant=pytest.fail)["rows"]
+    assert [row["SQNR dB"] is None for row in rows] == [True, False]
+    assert rows[0]["accuracy %"] == 100
 
 
 # The pictures.

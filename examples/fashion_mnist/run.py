@@ -24,6 +24,7 @@ from rich.progress import Progress
 
 import flaxcle as fc
 from build_data import DATA
+from flaxcle.tables import Table
 from imagenet import imagenet_variables
 from lite0 import PAIRS, Lite0, layer_names
 from pictures import save_pictures
@@ -130,6 +131,12 @@ def evaluate(rows: dict[str, Network], images: np.ndarray, progress: Progress) -
     return logits
 
 
+def as_json(table: Table, seconds: float) -> str:
+    """The table's numbers; what is infinite is null, which JSON has and infinity is not."""
+    rows = [{k: None if v == float("inf") else v for k, v in row.items()} for row in table]
+    return json.dumps({"rows": rows, "seconds": round(seconds, 1)}, indent=1, allow_nan=False)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="int8 before and after equalization")
     parser.add_argument("--out", type=Path, default=Path("build/fashion_mnist"))
@@ -147,9 +154,7 @@ def main() -> None:
     before, after = (kernels(rows[k].params) for k in ("float", "int8 after equalization"))
     pictures = save_pictures(out, before, after, PICTURED)
     seconds = time.monotonic() - start
-    (out / "numbers.json").write_text(
-        json.dumps({"rows": list(table), "seconds": seconds}, indent=1)
-    )
+    (out / "numbers.json").write_text(as_json(table, seconds))
     console = Console()
     console.print(f"{table}\n\n{seconds:.0f} s", markup=False, highlight=False)
     for path in [out / "numbers.json", *pictures]:
