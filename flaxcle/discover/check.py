@@ -171,4 +171,3 @@ def _advice(leaf: str | None, group: Group) -> str:
         return f"leave {group.name!r} out of the spec; find_spec lists what can be scaled"
     verb = "correct" if any(site.path == leaf for site in group.sites) else "add"
     return f"{verb} the site of {strip_collection(leaf)!r}, or compare with what find_spec finds"
-

@@ -6,7 +6,7 @@ An index is a list of runs, and a run is a box: `tile` and `repeat` stand still,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from flaxcle.jaxpr import Program
@@ -49,8 +49,10 @@ def _terms(site: Site, shape: Shape, base: int) -> Terms:
     placed = scale.broadcast(
         scale.transpose(opened, order), tuple(extent[i] for i in order), shape, sorted(axes)
     )
-    return scale.times(site.power.numerator, placed) if site.power.denominator == 1 else tuple(
-        term._replace(power=term.power * site.power) for term in placed
+    return (
+        scale.times(site.power.numerator, placed)
+        if site.power.denominator == 1
+        else tuple(term._replace(power=term.power * site.power) for term in placed)
     )
 
 
@@ -75,5 +77,3 @@ def owner_of(symbol: int, owners: Sequence[Owner]) -> tuple[Group, int] | None:
         if base <= symbol < base + group.size:
             return group, symbol - base
     return None
-
-

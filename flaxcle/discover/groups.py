@@ -160,7 +160,9 @@ def _continues(last: Run, run: Run) -> bool:
 
 def _is_plain(row: Row, size: int) -> bool:
     """Whether a leaf lists the group's channels in order."""
-    return row.runs == (Run(0, size),) and row.block.role.kind != "grouped" and row.block.extent != ()
+    return (
+        row.runs == (Run(0, size),) and row.block.role.kind != "grouped" and row.block.extent != ()
+    )
 
 
 def _site(row: Row, shape: tuple[int, ...], size: int) -> Site:
@@ -204,6 +206,4 @@ def _held(groups: list[Group], kernels: Collection[str]) -> list[Group]:
     shared = [len(among(group.producers)) > 1 for group in groups]
     if all(i or s for i, s in zip(inner, shared, strict=True)):
         shared = [False] * len(groups)
-    return [
-        replace(group, held=i or s) for group, i, s in zip(groups, inner, shared, strict=True)
-    ]
+    return [replace(group, held=i or s) for group, i, s in zip(groups, inner, shared, strict=True)]

@@ -56,7 +56,7 @@ def _modules(sites: Sequence[Site], modules: Mapping[str, str]) -> list[str]:
 def _listed(names: Sequence[str], home: str) -> str:
     homes = [home, *(parent(name) for name in names)]
     parts = [_near(name, near) for name, near in zip(names, homes, strict=False)]
-    if len(parts) <= SHOWN and sum(map(len, parts)) <= WIDTH or len(parts) < 2:
+    if (len(parts) <= SHOWN and sum(map(len, parts)) <= WIDTH) or len(parts) < 2:
         return ", ".join(parts)
     return f"{parts[0]} + {len(parts) - 1} more"
 

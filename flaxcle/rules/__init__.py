@@ -14,6 +14,7 @@ from flaxcle.rules import (
     elementwise,
     indexing,
     layout,
+    lookup,
     reduction,
     window,
 )
@@ -28,5 +29,6 @@ RULES: dict[str, Rule] = {
     **reduction.RULES,
     **window.RULES,
     **indexing.RULES,
+    **lookup.RULES,
     **control.RULES,
 }

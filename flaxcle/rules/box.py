@@ -20,7 +20,7 @@ LIMIT = 4096
 Shape = tuple[int, ...]
 
 
-class Irregular(Exception):  # noqa: N818  (a signal between rules, never shown to a user)
+class Irregular(Exception):
     """The positions follow no pattern that a few boxes can describe."""
 
 
@@ -85,7 +85,7 @@ def _without(along: Along, dim: Dim) -> tuple[Dim, ...]:
     return tuple(d for d in along.dims if d != dim)
 
 
-def _fixed(along: Along, dim: Dim, index: int) -> Part:
+def fixed(along: Along, dim: Dim, index: int) -> Part:
     """The part of the box where one index has this value."""
     return index * dim.step, Along(along.offset + index * dim.place, _without(along, dim))
 
@@ -93,7 +93,7 @@ def _fixed(along: Along, dim: Dim, index: int) -> Part:
 def _ranged(along: Along, dim: Dim, start: int, stop: int) -> Part:
     """The part of the box where one index lies in a range."""
     if stop - start == 1:
-        return _fixed(along, dim, start)
+        return fixed(along, dim, start)
     rest = (*_without(along, dim), Dim(stop - start, dim.place, dim.step))
     return start * dim.step, Along(along.offset + start * dim.place, rest)
 
@@ -121,7 +121,7 @@ def _window(along: Along, start: int, stop: int) -> Iterator[Part]:
     if low < high:
         yield _ranged(along, dim, low, high)
     for index in sorted(i for i in {low - 1, high} if 0 <= i < dim.length and not low <= i < high):
-        shift, part = _fixed(along, dim, index)
+        shift, part = fixed(along, dim, index)
         yield from ((shift + more, inner) for more, inner in _window(part, start, stop))
 
 
@@ -151,7 +151,7 @@ def _cut(along: Along, dim: Dim, size: int, inner: Along) -> Iterator[Part]:
     if size % dim.place or spread >= dim.place:
         if dim.length > LIMIT:
             raise Irregular
-        yield from (_fixed(along, dim, index) for index in range(dim.length))
+        yield from (fixed(along, dim, index) for index in range(dim.length))
         return
     block = size // dim.place
     head = min(dim.length, -(inner.offset // dim.place) % block)

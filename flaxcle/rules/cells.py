@@ -14,11 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from flaxcle.rules.box import LIMIT, Along, Axes, Irregular, Part, Shape, _fixed, split
+from flaxcle.rules.box import LIMIT, Along, Axes, Irregular, Part, Shape, fixed, split
 
 MAX_ROWS = 1 << 20
 Digits = tuple[int, ...]
@@ -67,7 +68,7 @@ def _radices(boxes: tuple[Axes, ...], axis: int) -> Digits:
 
 
 def _extents(chain: Digits, size: int) -> list[int]:
-    inner = [high // low for low, high in zip(chain, chain[1:], strict=False)]
+    inner = [high // low for low, high in pairwise(chain)]
     return [*inner, -(-size // chain[-1])]
 
 
@@ -87,7 +88,7 @@ def _in_digits(along: Along, chain: Digits) -> list[tuple[int, tuple[Interval, .
     parts: list[tuple[int, Along, tuple[Interval, ...]]] = [
         (shift, part, ()) for shift, part in _regular(along, chain)
     ]
-    for low, high in zip(chain, chain[1:], strict=False):
+    for low, high in pairwise(chain):
         parts = [
             (shift + more, outer, (*done, _interval(inner)))
             for shift, part, done in parts
@@ -108,7 +109,7 @@ def _regular(along: Along, chain: Digits) -> list[Part]:
             (shift + more, single)
             for shift, part in parts
             for index in range(dim.length)
-            for more, single in [_fixed(part, dim, index)]
+            for more, single in [fixed(part, dim, index)]
         ]
     return parts
 

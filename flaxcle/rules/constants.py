@@ -113,7 +113,7 @@ def _slice(params: Mapping[str, Any], args: Sequence[np.ndarray], _: Any) -> np.
 
 
 def _quotient(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """jax's division of integers rounds towards zero."""
+    """Division as jax does it: that of integers rounds towards zero."""
     if one.dtype.kind == "f":
         return one / two
     safe = np.where(two == 0, 1, two)

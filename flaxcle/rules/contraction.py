@@ -31,14 +31,14 @@ def contract(
         (
             operand.gauge
             for operand, own in (two, one)
-            if operand.gauge and _absorbs(own, terms, shape, axes)
+            if operand.gauge and absorbs(own, terms, shape, axes)
         ),
         None,
     )
     return context.constant_along(terms, shape, axes, why, gauge)
 
 
-def _absorbs(own: Terms, terms: Terms, shape: Shape, axes: Sequence[int]) -> bool:
+def absorbs(own: Terms, terms: Terms, shape: Shape, axes: Sequence[int]) -> bool:
     """Whether some term of the leaf, unseen by the sum, varies wherever the sum's parts do."""
 
     def seen(term: scale.Term) -> bool:

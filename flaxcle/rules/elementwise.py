@@ -74,7 +74,11 @@ def convert(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:
     dtype = op.outputs[0].dtype
     if jnp.issubdtype(dtype, jnp.inexact):
         return args
-    return invariant(op, args, context) if dtype == bool else opaque(op, args, context)
+    return (
+        invariant(op, args, context)
+        if jnp.issubdtype(dtype, jnp.bool_)
+        else opaque(op, args, context)
+    )
 
 
 def power(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:

@@ -1,36 +1,41 @@
-"""Reading and writing at indices.
+"""Reading and writing windows whose place may be computed.
 
-Where the indices are known constants, terms move with the elements. Where they are computed, any
+Where the start is a known constant, terms move with the elements. Where it is computed, any
 element may be read, so that all along the indexed axes have one scale.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from flaxcle.jaxpr import Op
-from flaxcle.rules import box, scale
-from flaxcle.rules.box import Irregular, Shape
+from flaxcle.rules import scale
+from flaxcle.rules.box import Shape
 from flaxcle.rules.context import Context, Rule, Why, shape_of
+from flaxcle.rules.contraction import absorbs
+from flaxcle.rules.layout import join
 from flaxcle.rules.scale import WILD, Gauge, Scale, Terms
-
-MAX_PIECES = 1024
 
 
 def uniform(
-    terms: Terms, shape: Shape, axes: Sequence[int], op: Op, context: Context, gauge: Gauge | None
+    terms: Terms,
+    shape: Shape,
+    axes: Sequence[int],
+    op: Op,
+    context: Context,
+    gauge: Gauge | None = None,
 ) -> Terms:
     """The scale without axes that are read at unknown places."""
-    return context.constant_along(terms, shape, axes, Why("lookup", op), gauge)
+    usable = gauge if gauge and absorbs(terms, terms, shape, axes) else None
+    return context.constant_along(terms, shape, axes, Why("lookup", op), usable)
 
 
 def dynamic_slice(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:
     """A window whose start may be known."""
     old, new = shape_of(op.inputs[0]), shape_of(op.outputs[0])
-    terms, gauge = args[0].terms, args[0].gauge
-    unknown = []
+    terms, unknown = args[0].terms, []
     for axis, index in enumerate(op.inputs[1:]):
         start = context.constants.of(index)
         if old[axis] == new[axis]:
@@ -38,12 +43,17 @@ def dynamic_slice(op: Op, args: Sequence[Scale], context: Context) -> Sequence[S
         if start is None:
             unknown.append(axis)
         else:
-            first = int(np.clip(start, 0, old[axis] - new[axis]))
+            first = _inside(start, old[axis], new[axis])
             terms = scale.window(terms, axis, first, first + new[axis])
     sizes = tuple(old[a] if a in unknown else new[a] for a in range(len(old)))
-    terms = uniform(terms, sizes, unknown, op, context, _absorbing(gauge, terms, sizes, unknown))
+    terms = uniform(terms, sizes, unknown, op, context, args[0].gauge)
     kept = [axis for axis in range(len(old)) if axis not in unknown]
     return [args[0].keep(scale.broadcast(terms, tuple(new[a] for a in kept), new, kept))]
+
+
+def _inside(start: np.ndarray, size: int, window: int) -> int:
+    """The start as jax clamps it."""
+    return int(np.clip(start, 0, size - window))
 
 
 def dynamic_update_slice(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:
@@ -53,209 +63,41 @@ def dynamic_update_slice(op: Op, args: Sequence[Scale], context: Context) -> Seq
     if target.wild and update.wild:
         return [WILD]
     axes = [axis for axis in range(len(shape)) if shape[axis] != size[axis]]
-    starts = [context.constants.of(value) for value in op.inputs[2:]]
-    if len(axes) == 1 and starts[axes[0]] is not None:
-        axis, start = axes[0], starts[axes[0]]
-        first = int(np.clip(start, 0, shape[axis] - size[axis]))
-        return [_written(target, update, shape, axis, first, size[axis], context)]
-    return [_blended(target, update, shape, size, axes, op, context)]
-
-
-def _written(
-    target: Scale, update: Scale, shape: Shape, axis: int, first: int, size: int, context: Context
-) -> Scale:
-    from flaxcle.rules.layout import join
-
-    sizes = [first, size, shape[axis] - first - size]
+    start = context.constants.of(op.inputs[2 + axes[0]]) if len(axes) == 1 else None
+    if start is None:
+        return [blended(target, update, shape, size, (axes, axes), op, context)]
+    axis = axes[0]
+    first = _inside(start, shape[axis], size[axis])
+    last = first + size[axis]
     before = target.keep(scale.window(target.terms, axis, 0, first))
-    after = target.keep(scale.window(target.terms, axis, first + size, shape[axis]))
-    parts = [(p, n) for p, n in zip((before, update, after), sizes, strict=True) if n]
-    return join([p for p, _ in parts], [n for _, n in parts], shape, axis, context)
+    after = target.keep(scale.window(target.terms, axis, last, shape[axis]))
+    sizes = (first, size[axis], shape[axis] - last)
+    parts = [pair for pair in zip((before, update, after), sizes, strict=True) if pair[1]]
+    return [join([p for p, _ in parts], [n for _, n in parts], shape, axis, context)]
 
 
-def _blended(
+def blended(
     target: Scale,
     update: Scale,
     shape: Shape,
     size: Shape,
-    axes: Sequence[int],
+    axes: tuple[Sequence[int], Sequence[int]],
     op: Op,
     context: Context,
 ) -> Scale:
-    """Both sides have one scale along the axes that are written at unknown places."""
-    kept = [axis for axis in range(len(shape)) if axis not in axes]
+    """Target and update share one scale, the same along the axes of each that are indexed.
+
+    The axes that are left must correspond in order.
+    """
+    kept = [axis for axis in range(len(shape)) if axis not in axes[0]]
     short = tuple(shape[a] for a in kept)
-    one = Scale(uniform(target.terms, shape, axes, op, context, None), target.wild)
-    two = Scale(uniform(update.terms, size, axes, op, context, None), update.wild)
+    one = Scale(uniform(target.terms, shape, axes[0], op, context), target.wild)
+    two = Scale(uniform(update.terms, size, axes[1], op, context), update.wild)
     both = context.same((one, two), short, Why("equal", op))
     return both.keep(scale.broadcast(both.terms, short, shape, kept))
-
-
-def _absorbing(
-    gauge: Gauge | None, terms: Terms, shape: Shape, axes: Sequence[int]
-) -> Gauge | None:
-    """The gauge, when the leaf's other term can take up a common factor."""
-    from flaxcle.rules.contraction import _absorbs
-
-    return gauge if gauge and _absorbs(terms, terms, shape, axes) else None
-
-
-def gather(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:
-    """Windows of the operand at the positions that the indices name."""
-    if args[0].wild:
-        return [WILD]
-    numbers = op.params["dimension_numbers"]
-    known = _known_lookup(op, args[0], context)
-    if known is not None:
-        return [known]
-    old, new = shape_of(op.inputs[0]), shape_of(op.outputs[0])
-    sizes = op.params["slice_sizes"]
-    batching = tuple(getattr(numbers, "operand_batching_dims", ()))
-    indexed = [
-        axis
-        for axis in range(len(old))
-        if axis not in batching and (sizes[axis] != old[axis] or _collapsed(numbers, axis, old))
-    ]
-    gauge = _absorbing(args[0].gauge, args[0].terms, old, indexed)
-    terms = uniform(args[0].terms, old, indexed, op, context, gauge)
-    kept = [axis for axis in range(len(old)) if axis not in indexed]
-    return [Scale(_gathered(terms, kept, old, new, op, batching))]
-
-
-def _collapsed(numbers: object, axis: int, shape: Shape) -> bool:
-    return axis in numbers.collapsed_slice_dims and shape[axis] > 1
-
-
-def _gathered(
-    terms: Terms, kept: Sequence[int], old: Shape, new: Shape, op: Op, batching: tuple[int, ...]
-) -> Terms:
-    """Places the axes that are read whole: offset dims in order, batch dims of the indices."""
-    numbers = op.params["dimension_numbers"]
-    gone = {*numbers.collapsed_slice_dims, *batching}
-    offsets = dict(
-        zip([a for a in range(len(old)) if a not in gone], numbers.offset_dims, strict=True)
-    )
-    batch_out = [a for a in range(len(new)) if a not in numbers.offset_dims]
-    index_batch = getattr(numbers, "start_indices_batching_dims", ())
-    for axis, place in zip(batching, index_batch, strict=True):
-        offsets[axis] = batch_out[place]
-    at = {axis: offsets[axis] for axis in kept if axis in offsets}
-    terms = scale.drop(terms, [i for i, axis in enumerate(kept) if axis not in at])
-    kept = [axis for axis in kept if axis in at]
-    order = sorted(range(len(kept)), key=lambda i: at[kept[i]])
-    moved = scale.transpose(terms, order)
-    shape = tuple(old[kept[i]] for i in order)
-    return scale.broadcast(moved, shape, new, [at[kept[i]] for i in order])
-
-
-def _known_lookup(op: Op, arg: Scale, context: Context) -> Scale | None:
-    """One axis read at known indices, or windows of known start."""
-    numbers = op.params["dimension_numbers"]
-    mapped = tuple(numbers.start_index_map)
-    if len(mapped) != 1 or getattr(numbers, "operand_batching_dims", ()):
-        return None
-    (axis,) = mapped
-    size = op.params["slice_sizes"][axis]
-    indices = context.constants.of(op.inputs[1])
-    old, new = shape_of(op.inputs[0]), shape_of(op.outputs[0])
-    others = [a for a in range(len(old)) if a != axis]
-    if indices is None or any(op.params["slice_sizes"][a] != old[a] for a in others):
-        return None
-    starts = np.clip(indices[..., 0], 0, old[axis] - size)
-    if axis not in numbers.collapsed_slice_dims:
-        if starts.size != 1:
-            return None
-        return arg.keep(
-            scale.window(arg.terms, axis, int(starts.ravel()[0]), int(starts.ravel()[0]) + size)
-        )
-    picked = take(arg.terms, axis, starts.ravel())
-    shape = (*old[:axis], starts.size, *old[axis + 1 :])
-    # Move the looked-up axis first, open it to the indices' shape, then place all axes.
-    order = (axis, *others)
-    terms = scale.transpose(picked, order)
-    opened = (*starts.shape, *(old[a] for a in others))
-    terms = scale.reshape(terms, tuple(shape[a] for a in order), opened)
-    batch_out = [a for a in range(len(new)) if a not in numbers.offset_dims]
-    at = (*batch_out, *numbers.offset_dims)
-    turn = sorted(range(len(at)), key=lambda i: at[i])
-    return arg.keep(scale.transpose(terms, turn))
-
-
-def take(terms: Terms, axis: int, indices: np.ndarray) -> Terms:
-    """Elements of one axis in the order of known indices."""
-    ranges = list(_ranges(indices))
-    if len(ranges) > MAX_PIECES:
-        raise Irregular
-    out = []
-    for at, start, length, step in ranges:
-        low = start if step >= 0 else start + (length - 1) * step
-        part = scale.window(terms, axis, low, low + abs(step) * (length - 1) + 1, abs(step) or 1)
-        if step < 0:
-            part = scale.move(
-                part,
-                lambda axes, n=length: box.on_axis(axes, axis, [box.reversed_axis(axes[axis], n)]),
-            )
-        if step == 0:
-            part = scale.move(
-                part, lambda axes, n=length: box.on_axis(axes, axis, [(0, box.whole(n))])
-            )
-        out += list(scale.place(part, axis, at))
-    return scale.fuse(out)
-
-
-def _ranges(indices: np.ndarray) -> Iterator[tuple[int, int, int, int]]:
-    """Maximal stretches in which the indices advance evenly: (position, start, length, step)."""
-    at = 0
-    steps = np.diff(indices)
-    while at < len(indices):
-        if at + 1 == len(indices):
-            yield at, int(indices[at]), 1, 1
-            return
-        step = int(steps[at])
-        breaks = np.flatnonzero(steps[at:] != step)
-        length = int(breaks[0]) + 1 if breaks.size else len(indices) - at
-        yield at, int(indices[at]), length, step
-        at += length
-
-
-def scatter(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:
-    """Writes, adds or takes extrema at indices: operand and updates share one scale."""
-    target, _, update = args
-    if target.wild and update.wild:
-        return [WILD]
-    numbers = op.params["dimension_numbers"]
-    shape, size = shape_of(op.inputs[0]), shape_of(op.inputs[2])
-    batching = tuple(getattr(numbers, "operand_batching_dims", ()))
-    gone = {*numbers.inserted_window_dims, *batching}
-    windows = dict(
-        zip(
-            [a for a in range(len(shape)) if a not in gone], numbers.update_window_dims, strict=True
-        )
-    )
-    kept = [a for a, at in windows.items() if shape[a] == size[at]]
-    indexed = [a for a in range(len(shape)) if a not in kept]
-    loose = [a for a in range(len(size)) if a not in [windows[k] for k in kept]]
-    short = tuple(shape[a] for a in kept)
-    one = Scale(uniform(target.terms, shape, indexed, op, context, None), target.wild)
-    two = Scale(uniform(update.terms, size, loose, op, context, None), update.wild)
-    both = context.same((one, two), short, Why("equal", op))
-    return [both.keep(scale.broadcast(both.terms, short, shape, kept))]
 
 
 RULES: dict[str, Rule] = {
     "dynamic_slice": dynamic_slice,
     "dynamic_update_slice": dynamic_update_slice,
-    "gather": gather,
-    **dict.fromkeys(
-        (
-            "scatter",
-            "scatter_add",
-            "scatter-add",
-            "scatter_max",
-            "scatter_min",
-            "scatter-max",
-            "scatter-min",
-        ),
-        scatter,
-    ),
 }
