@@ -32,7 +32,7 @@ def gather(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:
         return [known]
     old, new = shape_of(op.inputs[0]), shape_of(op.outputs[0])
     sizes = op.params["slice_sizes"]
-    batching: tuple[int, ...] = tuple(getattr(numbers, "operand_batching_dims", ()))
+    batching = _batching(numbers)
     indexed = [
         axis
         for axis in range(len(old))
@@ -41,6 +41,10 @@ def gather(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:
     terms = uniform(args[0].terms, old, indexed, op, context, args[0].gauge)
     kept = [axis for axis in range(len(old)) if axis not in indexed]
     return [Scale(_gathered(terms, kept, old, new, op, batching))]
+
+
+def _batching(numbers: Any) -> tuple[int, ...]:
+    return tuple(getattr(numbers, "operand_batching_dims", ()))
 
 
 def _collapsed(numbers: Any, axis: int, shape: Shape) -> bool:
@@ -146,7 +150,7 @@ def scatter(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:
         return [WILD]
     numbers = op.params["dimension_numbers"]
     shape, size = shape_of(op.inputs[0]), shape_of(op.inputs[2])
-    batching: tuple[int, ...] = tuple(getattr(numbers, "operand_batching_dims", ()))
+    batching = _batching(numbers)
     gone = {*numbers.inserted_window_dims, *batching}
     windows = dict(
         zip(
