@@ -181,16 +181,20 @@ def _bias_adds(flow: Flow) -> dict[Op, _BiasAdd]:
         if not carried:
             continue
         channels[id(op.outputs[0])] = _kept_channels(op, live[0], carried)
-        add = _bias_add(facts[1 - live[0]], len(found)) if op.primitive == "add" else None
-        if add is not None and carried.issuperset(add.axes):
-            found[op] = add
+        if op.primitive == "add":
+            other = 1 - live[0]
+            add = _bias_add(facts[other], op.inputs[other].shape, len(found))
+            if add is not None and carried.issuperset(add.axes):
+                found[op] = add
     return found
 
 
-def _bias_add(bias: Fact, number: int) -> _BiasAdd | None:
-    if not bias.leaf or not bias.view:
+def _bias_add(bias: Fact, shape: tuple[int, ...], number: int) -> _BiasAdd | None:
+    """The bias by its axes of more than one position; None for what is no view of a leaf."""
+    if not bias.leaf or len(bias.view) != len(shape):
         return None
-    placed = sorted((axis, k) for k, axis in enumerate(bias.view) if axis is not None)
+    sized = zip(bias.view, shape, strict=True)
+    placed = sorted((axis, k) for k, (axis, n) in enumerate(sized) if axis is not None and n != 1)
     axes, leaf_axes = tuple(k for _, k in placed), tuple(axis for axis, _ in placed)
     return _BiasAdd(f"{bias.leaf}+{number}", bias.leaf, axes, leaf_axes, bias.loops)
 
