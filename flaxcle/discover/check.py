@@ -16,16 +16,42 @@ from flaxcle.discover.atoms import Atoms, Row, quotient
 from flaxcle.discover.classes import Combination
 from flaxcle.discover.declared import Owner, declared_scales, owner_of
 from flaxcle.discover.interpret import Interpreter, state
-from flaxcle.discover.reasons import explain
+from flaxcle.discover.reasons import explain, named_call
 from flaxcle.discover.roles import find_usage
 from flaxcle.discover.views import View
 from flaxcle.errors import SpecError
-from flaxcle.jaxpr import trace
+from flaxcle.jaxpr import Program, Value, trace
 from flaxcle.paths import PyTree, strip_collection
 from flaxcle.rules.context import Why
 from flaxcle.spec import Group, Spec, check_fit
 
-Views = Mapping[int, tuple[View, ...]]
+
+class Makers:
+    """Which leaves a value is made of: a view of them, or the kernel of its last contraction."""
+
+    def __init__(self, program: Program, views: Mapping[int, tuple[View, ...]]) -> None:
+        self._views = views
+        self._ops = {id(value): op for op in program.graph.flat for value in op.outputs}
+
+    def views(self, value: Value) -> list[str]:
+        """The leaves that the value is a view of."""
+        return [view.leaf for view in self._views.get(id(value), ())]
+
+    def kernel(self, value: Value) -> str:
+        """The kernel of the contraction that the value comes from, through one operand a step."""
+        while id(value) in self._ops:
+            op = self._ops[id(value)]
+            leaves = [leaf for operand in op.inputs for leaf in self.views(operand)]
+            if op.primitive in CONTRACTIONS:
+                return leaves[0] if leaves else ""
+            data = [v for v in op.inputs if not v.known and not self.views(v)]
+            if not data:
+                return ""
+            value = data[0]
+        return ""
+
+
+CONTRACTIONS = ("dot_general", "conv_general_dilated")
 
 
 def check_spec(fn: Callable[..., Any], params: PyTree, spec: Spec, *inputs: Any) -> None:
@@ -51,8 +77,8 @@ def check_spec(fn: Callable[..., Any], params: PyTree, spec: Spec, *inputs: Any)
         >>> check_spec(fn, params, Spec((pair,)), jnp.ones((5, 3)))
         Traceback (most recent call last):
         ...
-        flaxcle.errors.SpecError: the spec would change the function: 'b' meets the scaled channels
-        of 'a -> c' in 'add' and carries another scale: channels 0 to 3, add ... What to do: ...
+        flaxcle.errors.SpecError: the spec would change the function: 'b' meets in 'add' the scaled
+        channels of 'a -> c': channels 0 to 3, add ... What to do: scale 'b' in that group too, ...
     """
     check_fit(spec, params)
     program = trace(fn, params, *inputs)
@@ -67,7 +93,7 @@ def check_spec(fn: Callable[..., Any], params: PyTree, spec: Spec, *inputs: Any)
     if broken is not None:
         left, row = broken
         why = context.whys[row.why]
-        raise _error(left, why, atoms, owners, find_usage(program).views)
+        raise _error(left, why, atoms, owners, Makers(program, find_usage(program).views))
 
 
 def _first_broken(
@@ -120,7 +146,7 @@ class _System:
 
 
 def _error(
-    left: Combination, why: Why, atoms: Atoms, owners: Sequence[Owner], views: Views
+    left: Combination, why: Why, atoms: Atoms, owners: Sequence[Owner], makers: Makers
 ) -> SpecError:
     atom = next(a for a in left if owner_of(int(atoms.starts[a]), owners) is not None)
     group, channel = owner_of(int(atoms.starts[atom]), owners) or (owners[0].group, 0)
@@ -129,45 +155,44 @@ def _error(
     if why.op is not None:
         places = [why.op.primitive, f"in {why.op.scope}" if why.op.scope else "", why.op.source]
         where = f"{where}, {' '.join(place for place in places if place)}"
-    found = _leaf_met(why, group, views)
-    return SpecError(
-        f"the spec would change the function: {_told(found, why, group)}",
-        where=where,
-        then=_advice(found, group),
-    )
+    told, then = _told(why, group, makers)
+    return SpecError(f"the spec would change the function: {told}", where=where, then=then)
 
 
-def _leaf_met(why: Why, group: Group, views: Views) -> str | None:
-    """The leaf that meets the scaled tensor there: one that the group forgot, before others."""
-    if why.op is None or why.kind not in ("sum", "equal"):
-        return None
-    leaves = [view.leaf for value in why.op.inputs for view in views.get(id(value), ())]
+def _told(why: Why, group: Group, makers: Makers) -> tuple[str, str]:
+    """What breaks there, and what to do about it."""
     scaled = {site.path for site in group.sites}
-    return next((leaf for leaf in leaves if leaf not in scaled), next(iter(leaves), None))
+    leaves = [leaf for value in why.op.inputs for leaf in makers.views(value)] if why.op else []
+    missing = next((leaf for leaf in leaves if leaf not in scaled), None)
+    met = why.kind in ("sum", "equal")
+    drop = f"leave {group.name!r} out of the spec; find_spec lists what can be scaled"
+    if why.op is None:
+        return f"{group.name!r} scales an output", drop
+    if met and missing is not None:
+        name = strip_collection(missing)
+        verb = "also consumes" if why.kind == "sum" else f"meets in {why.op.primitive!r}"
+        told = f"{name!r} {verb} the scaled channels of {group.name!r}"
+        return told, f"scale {name!r} in that group too, or {drop}"
+    if met and leaves:
+        return _mismatch(why, group, leaves[0], makers)
+    others = (makers.kernel(value) for value in why.op.inputs if not value.known)
+    kernel = next((leaf for leaf in others if leaf and leaf not in scaled), "")
+    if why.kind == "equal" and kernel and not named_call(why.op):
+        name = strip_collection(kernel)
+        told = f"what {name!r} makes meets the scaled channels of {group.name!r} in "
+        return f"{told}{why.op.primitive!r}", f"scale {name!r} in that group too, or {drop}"
+    return f"{explain(why)}, which breaks {group.name!r}", drop
 
 
-def _told(leaf: str | None, why: Why, group: Group) -> str:
-    op = why.op
-    if op is None:
-        return f"{group.name!r} scales an output"
-    if leaf is None:
-        return f"{explain(why)}, which breaks {group.name!r}"
+def _mismatch(why: Why, group: Group, leaf: str, makers: Makers) -> tuple[str, str]:
+    """A leaf of the group meets something of another scale."""
+    assert why.op is not None
     name = strip_collection(leaf)
-    if why.kind == "sum":
-        return f"{name!r} also consumes the channels of {group.name!r}" + _otherwise(leaf, group)
-    return (
-        f"{name!r} meets the scaled channels of {group.name!r} in {op.primitive!r} and carries "
-        "another scale"
-    )
-
-
-def _otherwise(leaf: str, group: Group) -> str:
-    scaled = any(site.path == leaf for site in group.sites)
-    return " with another power or at other positions" if scaled else ""
-
-
-def _advice(leaf: str | None, group: Group) -> str:
-    if leaf is None:
-        return f"leave {group.name!r} out of the spec; find_spec lists what can be scaled"
-    verb = "correct" if any(site.path == leaf for site in group.sites) else "add"
-    return f"{verb} the site of {strip_collection(leaf)!r}, or compare with what find_spec finds"
+    kernels = [makers.kernel(value) for value in why.op.inputs if not makers.views(value)]
+    unscaled = [k for k in kernels if k and all(site.path != k for site in group.sites)]
+    if why.kind == "equal" and unscaled:
+        other = strip_collection(unscaled[0])
+        told = f"{name!r} carries the scale of {group.name!r}, but what {other!r} makes does not"
+        return told, f"scale {other!r} in that group too, or take {name!r} out of it"
+    told = f"{name!r} and what it meets carry different scales of {group.name!r}"
+    return told, f"correct power, axes or index of {name!r}; find_spec lists what can be scaled"

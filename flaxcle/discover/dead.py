@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
 from flaxcle.discover.atoms import Atoms, Row
 from flaxcle.discover.classes import Classes, Combination
 from flaxcle.discover.symbols import Block
@@ -57,18 +59,31 @@ def _spread(found: set[int], tied: Sequence[set[int]]) -> set[int]:
 
 
 def _roots(terms: Iterable[Term], atoms: Atoms, classes: Classes) -> set[int]:
-    """The classes of all symbols of the terms (of the range that a box spans)."""
+    """The classes of all symbols of the terms."""
     out: set[int] = set()
-    for base, reach in {(term.base, _reach(term)) for term in terms}:
-        out |= {classes.find(atom)[0] for atom in atoms.within(base + reach[0], reach[1])}
+    for base, moves in {(term.base, _moves(term)) for term in terms}:
+        starts, length = _ranges(base, moves)
+        for start in starts.tolist():
+            out |= {classes.find(atom)[0] for atom in atoms.within(start, length)}
     return out
 
 
-def _reach(term: Term) -> tuple[int, int]:
-    """First symbol from the base, and length of the range."""
-    moves = [(dim.length - 1) * dim.step for along in term.axes for dim in along.dims]
-    low = sum(move for move in moves if move < 0)
-    return low, sum(map(abs, moves)) + 1
+def _moves(term: Term) -> tuple[tuple[int, int], ...]:
+    """Step and length of every index that moves through the symbols, small steps first."""
+    dims = [dim for along in term.axes for dim in along.dims if dim.step]
+    return tuple(sorted(((dim.step, dim.length) for dim in dims), key=lambda m: abs(m[0])))
+
+
+def _ranges(base: int, moves: Sequence[tuple[int, int]]) -> tuple[np.ndarray, int]:
+    """The symbols of a box as ranges of one length."""
+    starts, length = np.array([base]), 1
+    for step, count in moves:
+        if abs(step) == length and len(starts) == 1:
+            starts = starts + min(step * (count - 1), 0)
+            length *= count
+        else:
+            starts = (starts[:, None] + step * np.arange(count)).ravel()
+    return starts, length
 
 
 def without(dead: set[int], moves: Mapping[int, Combination]) -> dict[int, Combination]:

@@ -7,7 +7,7 @@ as the user wrote it (`gelu`, not `tanh`) wherever the call has a name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 
@@ -15,7 +15,7 @@ from flaxcle.discover.atoms import Atoms
 from flaxcle.discover.classes import Classes, Combination
 from flaxcle.discover.symbols import Block
 from flaxcle.jaxpr import Op
-from flaxcle.rules.context import Why, as_number
+from flaxcle.rules.context import Why
 from flaxcle.spec import Blocked, Group
 
 KNOWN_CALLS = (jax.nn, jax.scipy.special)
@@ -60,7 +60,7 @@ def explain(why: Why) -> str:
     call = named_call(why.op)
     if call and why.kind in ("opaque", "equal", "compare", "along"):
         return f"{call} is not positively homogeneous"
-    return TEXTS[why.kind](why.op)
+    return _equal(why) if why.kind == "equal" else TEXTS[why.kind].format(why.op.primitive)
 
 
 def named_call(op: Op) -> str:
@@ -77,23 +77,21 @@ WITHOUT_OP = {
 }
 
 
-def _equal(op: Op) -> str:
-    for value in op.inputs:
-        number = as_number(value.const) if value.known else None
-        if number is not None:
-            return f"'{op.primitive}' combines it with the constant {number:g}"
-    return f"'{op.primitive}' needs equal scales on its operands, and one of them is fixed"
+def _equal(why: Why) -> str:
+    name = why.op.primitive if why.op else ""
+    if why.detail:
+        return f"'{name}' combines it with the constant {why.detail}"
+    return f"'{name}' needs equal scales on its operands, and one of them is fixed"
 
 
-TEXTS: dict[str, Callable[[Op], str]] = {
-    "opaque": lambda op: f"'{op.primitive}' is not positively homogeneous",
-    "equal": _equal,
-    "compare": lambda op: f"'{op.primitive}' compares it with a value of another scale",
-    "along": lambda op: f"'{op.primitive}' mixes its channels, so that they must share one scale",
-    "sum": lambda op: f"'{op.primitive}' sums its products with a tensor whose scale is fixed",
-    "lookup": lambda op: f"'{op.primitive}' reads it at positions that depend on data",
-    "carry": lambda op: f"a step of '{op.primitive}' must leave its scale unchanged",
-    "branch": lambda op: f"all branches of '{op.primitive}' must return the same scale",
-    "unknown": lambda op: f"no rule says how a scale passes '{op.primitive}'",
-    "irregular": lambda op: f"'{op.primitive}' moves its elements in an irregular pattern",
+TEXTS = {
+    "opaque": "'{}' is not positively homogeneous",
+    "compare": "'{}' compares it with a value of another scale",
+    "along": "'{}' mixes its channels, so that they must share one scale",
+    "sum": "'{}' sums its products with a tensor whose scale is fixed",
+    "lookup": "'{}' reads it at positions that depend on data",
+    "carry": "a step of '{}' must leave its scale unchanged",
+    "branch": "all branches of '{}' must return the same scale",
+    "unknown": "no rule says how a scale passes '{}'",
+    "irregular": "'{}' moves its elements in an irregular pattern",
 }

@@ -9,6 +9,7 @@ A zero or infinite operand suits any scale.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -38,7 +39,18 @@ def operands(op: Op, args: Sequence[Scale]) -> list[Scale]:
 
 def additive(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:
     """One scale for all."""
-    return [context.same(operands(op, args), shape_of(op.outputs[0]), Why("equal", op))]
+    why = Why("equal", op, _constant(op, args, context))
+    return [context.same(operands(op, args), shape_of(op.outputs[0]), why)]
+
+
+def _constant(op: Op, args: Sequence[Scale], context: Context) -> str:
+    """The number that an operand is, for the reason: `x + 1`."""
+    for value, arg in zip(op.inputs, args, strict=True):
+        if arg.plain and math.prod(value.shape) == 1:
+            number = as_number(context.constants.of(value))
+            if number is not None:
+                return f"{number:g}"
+    return ""
 
 
 def comparison(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:
