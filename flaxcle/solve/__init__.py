@@ -19,13 +19,14 @@ import numpy as np
 
 from flaxcle.errors import WeightError
 from flaxcle.paths import PyTree, dtype_of, shape_of
-from flaxcle.ranges import core_of, mesh_of, replicated
+from flaxcle.ranges import core_of, mesh_of
+from flaxcle.solve.entries import known_entries, listed_magnitudes
 from flaxcle.solve.fixpoint import Problem, Solution, converge
 from flaxcle.solve.guards import Balance, balance_of
 from flaxcle.solve.layout import Layout, make_layouts
 from flaxcle.solve.options import LARGEST_SCALE, Numbers, Options, checked
 from flaxcle.solve.plan import Plan, make_plan
-from flaxcle.solve.search import read, still_ranges
+from flaxcle.solve.search import first_reading
 from flaxcle.spec import Scales, Spec, check_fit
 
 
@@ -124,11 +125,11 @@ def _solve(leaves: dict[str, Any], options: Numbers, plan: Plan) -> tuple[Scales
     scales, finite = _at_one(plan), jnp.asarray(True)
     mesh = mesh_of(*leaves.values())
     for layout in make_layouts(plan):
-        reading = read(layout, cores, replicated(jnp.zeros(layout.unscaled + 1), mesh))
-        starts = jnp.concatenate([reading.range, still_ranges(layout, cores, mesh)])
-        largest = _largest(layout, leaves)
-        balance = balance_of(layout, starts, largest, options)
-        problem = Problem(layout, cores, _fixed(layout, starts), balance)
+        reading, starts = first_reading(layout, cores, mesh)
+        magnitudes = listed_magnitudes(layout, cores, mesh)
+        known = [known_entries(layout, c, starts, magnitudes) for c in layout.colours]
+        balance = balance_of(layout, starts, _largest(layout, leaves), options)
+        problem = Problem(layout, cores, tuple(known), balance)
         solution = converge(problem, reading, options.tol, options.max_sweeps)
         whole = _whole(layout, balance, solution.x)
         solution = solution._replace(x=jnp.where(options.power_of_two, whole, solution.x))
@@ -142,12 +143,6 @@ def _largest(layout: Layout, leaves: Mapping[str, Any]) -> np.ndarray:
     tops = {path: math.log2(float(jnp.finfo(dtype_of(leaf)).max)) for path, leaf in leaves.items()}
     sizes = [layout.size_of(link) for link in layout.starts]
     return np.repeat([tops[link.leaf] for link in layout.starts], sizes).astype(np.float32)
-
-
-def _fixed(layout: Layout, starts: jax.Array) -> tuple[jax.Array, ...]:
-    """For each colour the ranges at scale 1 of its fixed rows."""
-    rows = [layout.sources(colour)[:, colour.fixed] for colour in layout.colours]
-    return tuple(jnp.max(starts[sources], axis=0) for sources in rows)
 
 
 def _whole(layout: Layout, balance: Balance, x: jax.Array) -> jax.Array:

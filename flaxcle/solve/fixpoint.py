@@ -24,9 +24,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from flaxcle.ranges import replicated
+from flaxcle.solve.entries import Cores, Entries
 from flaxcle.solve.guards import Balance
 from flaxcle.solve.layout import Layout
-from flaxcle.solve.search import SLOTS, Cores, Entries, Reading, read, remember
+from flaxcle.solve.search import SLOTS, Reading, no_entries, read, remember
 
 HISTORY = 4  # directions of the acceleration
 SWEEPS_PER_SEARCH = 50
@@ -47,22 +48,20 @@ class Problem:
     Attributes:
         layout: the order of rows and channels.
         cores: the weights, reduced.
-        fixed: for each colour the log2 ranges of its fixed rows at scale 1.
+        known: for each colour the entries of its rows that are not searched.
         balance: coefficients and bounds.
     """
 
     layout: Layout
     cores: Cores
-    fixed: tuple[jax.Array, ...]
+    known: tuple[list[Entries], ...]
     balance: Balance
 
     def target(self, number: int, exponents: jax.Array, searched: jax.Array) -> jax.Array:
         """Where the channels of a colour balance, given the ranges of its searched rows."""
         colour = self.layout.colours[number]
-        coupling = self.layout.coupling(colour)
-        rows = self.fixed[number] + jnp.sum(exponents[coupling], axis=0)
-        if searched.size:
-            rows = jnp.concatenate([rows, searched])[colour.order]
+        rows = [entries.ranges(exponents) for entries in self.known[number]]
+        rows = jnp.concatenate([*rows, searched])[colour.order]
         weights = self.balance.coefficients[number]
         balance = colour.to_channels(jnp.where(weights != 0, weights * rows, 0.0), jnp.add)
         here = slice(colour.start, colour.stop)
@@ -72,7 +71,7 @@ class Problem:
         """Balances one colour after the other on the remembered entries."""
         for number, colour in enumerate(self.layout.colours):
             exponents = self.layout.exponents(x)
-            ranges = entries.ranges(colour.searched, exponents)
+            ranges = entries.rows(colour.searched).ranges(exponents)
             target = self.target(number, exponents, ranges)
             x = lax.dynamic_update_slice(x, target, (colour.start,))
         return replicated(x)
@@ -110,9 +109,10 @@ def converge(problem: Problem, start: Reading, tol: jax.Array, max_sweeps: jax.A
         return (state.best.residual > tol) & (state.best.sweeps < max_sweeps)
 
     def advance(state: State) -> State:
-        best = state.best
-        slot = best.sweeps % SLOTS
-        entries = remember(state.entries, layout, cores, state.reading, slot)
+        best, entries = state.best, state.entries
+        if layout.searched:
+            slot = best.sweeps % SLOTS
+            entries = remember(entries, layout, cores, state.reading, slot)
         x = relax(problem, entries, state.x, jnp.maximum(best.residual * 0.02, tol / 4))
         reading = read(layout, cores, layout.exponents(x))
         residual = problem.residual(x, reading)
@@ -123,7 +123,7 @@ def converge(problem: Problem, start: Reading, tol: jax.Array, max_sweeps: jax.A
 
     x = jnp.zeros_like(problem.balance.low)
     first = Solution(x, problem.residual(x, start), jnp.asarray(1, jnp.int32))
-    state = State(x, start, Entries.none(layout, start), first)
+    state = State(x, start, no_entries(layout, start), first)
     return lax.while_loop(unfinished, advance, state).best
 
 

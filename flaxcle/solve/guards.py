@@ -50,7 +50,7 @@ def balance_of(layout: Layout, starts: jax.Array, largest: np.ndarray, options: 
     """
     coefficients, live = [], []
     for colour in layout.colours:
-        rows = jnp.max(starts[layout.sources(colour)], axis=0)
+        rows = jnp.max(starts[layout.sources(colour.blocks)], axis=0)
         weights, both = _weights(layout, colour, rows, options)
         coefficients.append(_coefficients(colour, weights))
         live.append(both)
@@ -90,7 +90,7 @@ def _group_maximum(layout: Layout, colour: Colour, values: jax.Array) -> jax.Arr
     """For each channel of a colour the largest value in its group."""
     owner = layout.owner[colour.start : colour.stop]
     owner = owner - owner[0]
-    start = replicated(jnp.full(owner[-1] + 1, -jnp.inf), mesh_of(values))
+    start = replicated(jnp.full(owner[-1] + 1, -jnp.inf, jnp.float32), mesh_of(values))
     top = start.at[owner].max(values)
     return top[owner]
 

@@ -11,19 +11,26 @@ occurs, and a last 0 for 'not scaled'. The invariant: everything here is static.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from enum import IntEnum
+from functools import cached_property, lru_cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from flaxcle.ranges import is_identity
-from flaxcle.solve.plan import Leaf, Link, Plan, Term
+from flaxcle.solve.plan import Link, Plan, Term
+
+LISTED = 16  # a row with no more candidates is never searched on the weights
+
+
+class Kind(IntEnum):
+    """How the largest entry of a row is known."""
+
+    FIXED = 0  # other scales may move it, but it stays the largest
+    LISTED = 1  # all candidates are listed
+    SEARCHED = 2  # the weights are searched for it
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +39,12 @@ class Block:
 
     term: Term
     size: int
-    searched: bool
+    kind: Kind
+
+    @property
+    def link(self) -> Link:
+        """The first link of the term; it has others only when its kind is fixed."""
+        return self.term.links[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,24 +65,20 @@ class Colour:
     blocks: tuple[Block, ...]
     searched: slice
 
+    def of_kind(self, kind: Kind) -> tuple[Block, ...]:
+        """The blocks of one kind."""
+        return tuple(block for block in self.blocks if block.kind == kind)
+
     @property
     def powers(self) -> np.ndarray:
         """For each row the exponent of its own scale."""
         return np.concatenate([np.full(b.size, b.term.power, np.float32) for b in self.blocks])
 
     @property
-    def fixed(self) -> np.ndarray:
-        """The rows whose maximum stands still."""
-        return np.flatnonzero(~self._is_searched)
-
-    @property
     def order(self) -> np.ndarray:
-        """For each row its position among first the fixed, then the searched rows."""
-        return np.argsort(np.argsort(self._is_searched, kind="stable"))
-
-    @property
-    def _is_searched(self) -> np.ndarray:
-        return np.concatenate([np.full(block.size, block.searched) for block in self.blocks])
+        """For each row its position when rows are sorted by kind."""
+        kinds = np.concatenate([np.full(block.size, block.kind) for block in self.blocks])
+        return np.argsort(np.argsort(kinds, kind="stable"))
 
     def to_channels(self, rows: jax.Array, combine: Callable[..., jax.Array]) -> jax.Array:
         """Combines the rows of each channel."""
@@ -104,44 +112,26 @@ class Layout:
     powers: tuple[float, ...]
     colours: tuple[Colour, ...]
 
-    @property
+    @cached_property
     def searched(self) -> tuple[Link, ...]:
         """The link of each searched block, in the order of the rows."""
-        blocks = (block for colour in self.colours for block in colour.blocks)
-        return tuple(block.term.links[0] for block in blocks if block.searched)
+        blocks = (block for colour in self.colours for block in colour.of_kind(Kind.SEARCHED))
+        return tuple(block.link for block in blocks)
 
-    @property
-    def still(self) -> tuple[Link, ...]:
-        """All other links of these groups."""
-        done = set(self.searched)
-        return tuple(x for x in self.plan.links if x.group in self.offsets and x not in done)
-
-    @property
+    @cached_property
     def starts(self) -> dict[Link, slice]:
         """Where the channels of each link stand in the vector of ranges at scale 1."""
         out, first = {}, 0
-        for link in (*self.searched, *self.still):
-            last = first + self.size_of(link)
-            out[link], first = slice(first, last), last
+        for link in self.plan.links:
+            if link.group in self.offsets:
+                last = first + self.size_of(link)
+                out[link], first = slice(first, last), last
         return out
 
-    def size_of(self, link: Link) -> int:
-        """Number of channels of the link's group."""
-        return self.plan.spec.groups[link.group].size
-
-    def sources(self, colour: Colour) -> np.ndarray:
-        """For each row the ranges at scale 1 of which it is the largest, (links, rows)."""
-        starts = self.starts
-        most = max(len(block.term.links) for block in colour.blocks)
-        return np.concatenate(
-            [_source(block.term, starts, most) for block in colour.blocks], axis=1
-        )
-
-    @property
+    @cached_property
     def depth(self) -> int:
         """The largest number of scales on one entry beside a row's own."""
-        leaves = {link.leaf for link in (*self.searched, *self.still)}
-        return max(len(self.plan.leaves[path].links) for path in leaves) - 1
+        return max(len(self.plan.leaves[link.leaf].links) for link in self.starts) - 1
 
     @property
     def owner(self) -> np.ndarray:
@@ -149,59 +139,33 @@ class Layout:
         sizes = [self.plan.spec.groups[number].size for number in self.offsets]
         return np.repeat(np.arange(len(sizes)), sizes)
 
-    def exponents(self, x: jax.Array) -> jax.Array:
-        """`power * x` for each power, and 0."""
-        scaled = [x * jnp.asarray(power, x.dtype) for power in self.powers]
-        return jnp.concatenate([*scaled, jnp.zeros(1, x.dtype)])
-
     @property
     def unscaled(self) -> int:
         """The number of the exponent that is always 0."""
         return len(self.powers) * self.size
 
-    def along(self, exponents: jax.Array, link: Link) -> jax.Array:
-        """The exponent that scales each position along a link's axes."""
-        if is_identity(link.ids, link.ids.size):
-            first = self._first(link)
-            return lax.slice(exponents, (first,), (first + link.ids.size,))
-        return exponents[self.numbers(link, np.arange(link.ids.size))]
-
-    def numbers(self, link: Link, flat: Any) -> Any:
-        """The numbers of the exponents that scale some positions along a link's axes."""
-        if is_identity(link.ids, link.ids.size):
-            return self._first(link) + flat
-        table = np.where(link.ids >= 0, self._first(link) + link.ids, self.unscaled).ravel()
-        return (table if isinstance(flat, np.ndarray) else jnp.asarray(table, jnp.int32))[flat]
-
-    def _first(self, link: Link) -> int:
+    def first_exponent(self, link: Link) -> int:
+        """The number of the exponent of a link's first channel."""
         return self.powers.index(link.power) * self.size + self.offsets[link.group]
 
-    def coupling(self, colour: Colour) -> np.ndarray:
-        """The exponents that scale the fixed rows of a colour, (depth, rows)."""
-        parts = [np.zeros((self.depth, 0), np.int32)]
-        for block in colour.blocks:
-            if not block.searched:
-                link = block.term.links[0]
-                at = np.zeros(block.size, np.int64)
-                at[link.ids[link.ids >= 0]] = np.flatnonzero(link.ids >= 0)
-                parts.append(self.others(link, at, np.zeros_like(at)))
+    def exponents(self, x: jax.Array) -> jax.Array:
+        """`power * x` for each power, and 0."""
+        scaled = [x * jnp.asarray(power, x.dtype) for power in self.powers]
+        return jnp.concatenate([*scaled, jnp.zeros(1, x.dtype)])
+
+    def size_of(self, link: Link) -> int:
+        """Number of channels of the link's group."""
+        return self.plan.spec.groups[link.group].size
+
+    def sources(self, blocks: Sequence[Block]) -> np.ndarray:
+        """For each row the ranges at scale 1 of which it is the largest, (links, rows)."""
+        most = max((len(block.term.links) for block in blocks), default=1)
+        parts = [np.zeros((most, 0), np.int64)]
+        for block in blocks:
+            own = [self.starts[link] for link in block.term.links]
+            own += own[:1] * (most - len(own))
+            parts.append(np.stack([np.arange(one.start, one.stop) for one in own]))
         return np.concatenate(parts, axis=1)
-
-    def others(self, link: Link, at: Any, along: Any) -> Any:
-        """The exponents that scale entries of a leaf beside the link's own, (depth, entries).
-
-        Args:
-            link: whose rows the entries belong to.
-            at: flat positions along the link's axes, NumPy or JAX.
-            along: flat positions along the other axes of the core.
-        """
-        xp = np if isinstance(at, np.ndarray) else jnp
-        leaf = self.plan.leaves[link.leaf]
-        rest = tuple(axis for axis in range(len(leaf.shape)) if axis not in link.axes)
-        place = _unravel(at, link.axes, leaf) | _unravel(along, rest, leaf)
-        found = [self.numbers(x, _ravel(place, x.axes, leaf)) for x in leaf.others(link)]
-        unscaled = xp.full((self.depth - len(found), *at.shape), self.unscaled)
-        return xp.concatenate([xp.stack(found), unscaled] if found else [unscaled]).astype(np.int32)
 
 
 @lru_cache(maxsize=256)
@@ -215,7 +179,7 @@ def make_layouts(plan: Plan) -> tuple[Layout, ...]:
     colour_of = colours(touching)
     active: set[int] = set()
     for number, terms in plan.terms.items():
-        if any(is_searched(plan, term) for term in terms):
+        if any(kind_of(plan, term) == Kind.SEARCHED for term in terms):
             active |= reach(number, touching)
     parts = ([n for n in touching if n not in active], [n for n in touching if n in active])
     return tuple(_layout(plan, colour_of, part) for part in parts if part)
@@ -251,9 +215,12 @@ def reach(number: int, touching: Mapping[int, set[int]]) -> set[int]:
     return found
 
 
-def is_searched(plan: Plan, term: Term) -> bool:
-    """Whether other scales decide where the maximum of a term stands."""
-    return plan.leaves[term.links[0].leaf].searched(term.links[0])
+def kind_of(plan: Plan, term: Term) -> Kind:
+    """How the largest entries of a term are known."""
+    candidates = plan.leaves[term.links[0].leaf].candidates(term.links[0])
+    if candidates == 1:
+        return Kind.FIXED
+    return Kind.LISTED if candidates <= LISTED else Kind.SEARCHED
 
 
 def _layout(plan: Plan, colour_of: Mapping[int, int], groups: Sequence[int]) -> Layout:
@@ -280,27 +247,9 @@ def _colour(plan: Plan, groups: Sequence[int], start: int, first: int) -> Colour
         sizes = [plan.spec.groups[number].size for number, _ in terms]
         prefixes.append(sum(sizes))
         blocks += [
-            Block(term, size, is_searched(plan, term))
+            Block(term, size, kind_of(plan, term))
             for (_, term), size in zip(terms, sizes, strict=True)
         ]
-    last = first + sum(block.size for block in blocks if block.searched)
+    last = first + sum(block.size for block in blocks if block.kind == Kind.SEARCHED)
     stop = start + prefixes[0]
     return Colour(start, stop, tuple(prefixes), tuple(blocks), slice(first, last))
-
-
-def _source(term: Term, starts: dict[Link, slice], most: int) -> np.ndarray:
-    own = [np.arange(starts[link].start, starts[link].stop) for link in term.links]
-    return np.stack(own + own[:1] * (most - len(own)))
-
-
-def _unravel(flat: Any, axes: Sequence[int], leaf: Leaf) -> dict[int, Any]:
-    place = {}
-    for axis in reversed(axes):
-        place[axis] = flat % leaf.shape[axis]
-        flat = flat // leaf.shape[axis]
-    return place
-
-
-def _ravel(place: dict[int, Any], axes: Sequence[int], leaf: Leaf) -> Any:
-    strides = [math.prod(leaf.shape[b] for b in axes[i + 1 :]) for i in range(len(axes))]
-    return sum(place[axis] * stride for axis, stride in zip(axes, strides, strict=True))

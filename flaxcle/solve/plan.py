@@ -45,10 +45,9 @@ class Link:
         return float(self.site.power)
 
     @property
-    def one_to_one(self) -> bool:
-        """Whether each channel stands at one position at most."""
-        named = self.ids[self.ids >= 0]
-        return np.unique(named).size == named.size
+    def repeats(self) -> int:
+        """At how many positions a channel stands at most."""
+        return int(np.bincount(self.ids[self.ids >= 0], minlength=1).max())
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +64,15 @@ class Leaf:
         """The links of this leaf but one."""
         return tuple(other for other in self.links if other is not link)
 
-    def searched(self, link: Link) -> bool:
-        """Whether the other scales decide at which position a channel has its maximum."""
-        whole = link.axes == tuple(range(len(self.shape))) and link.one_to_one
-        return len(self.links) > 1 and not whole
+    def rest(self, link: Link) -> Axes:
+        """The axes of the core that a link does not read."""
+        return tuple(axis for axis in range(len(self.shape)) if axis not in link.axes)
+
+    def candidates(self, link: Link) -> int:
+        """Among how many entries the other scales decide which is a channel's largest."""
+        if len(self.links) == 1:
+            return 1
+        return link.repeats * math.prod(self.shape[axis] for axis in self.rest(link))
 
 
 @dataclass(frozen=True, eq=False)
