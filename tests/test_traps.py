@@ -265,7 +265,7 @@ def test_trap_16_every_consumer_is_compensated():
     params, x = random_params(a=(3, 4), b=(4,), c=(4, 2), d=(4, 1)), image(5, 3)
     spec = check_found(fn, params, x, scales=4)
     assert moved(spec) == {"a", "b", "c", "d"}
-    with pytest.raises(SpecError, match="'d' also consumes the channels of 'a -> c'"):
+    with pytest.raises(SpecError, match="'d' also consumes the scaled channels of 'a -> c'"):
         check_spec(fn, params, pair(params["a"], params["c"])[1], x)
 
 

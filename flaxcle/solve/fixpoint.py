@@ -136,7 +136,7 @@ class Trail(NamedTuple):
         norm: square of the step's Euclidean length.
         changes: earlier changes of the step, orthonormal, (history, channels).
         moves: the moves of `x` behind them.
-        count: number of sweeps.
+        sweeps: number of sweeps.
     """
 
     x: jax.Array
@@ -144,7 +144,7 @@ class Trail(NamedTuple):
     norm: jax.Array
     changes: jax.Array
     moves: jax.Array
-    count: jax.Array
+    sweeps: jax.Array
 
 
 def relax(problem: Problem, entries: Entries, x: jax.Array, tol: jax.Array) -> jax.Array:
@@ -152,7 +152,7 @@ def relax(problem: Problem, entries: Entries, x: jax.Array, tol: jax.Array) -> j
 
     def unfinished(trail: Trail) -> jax.Array:
         moving = jnp.max(jnp.abs(trail.step)) > tol
-        return (trail.count == 0) | moving & (trail.count < SWEEPS_PER_SEARCH)
+        return (trail.sweeps == 0) | moving & (trail.sweeps < SWEEPS_PER_SEARCH)
 
     def advance(trail: Trail) -> Trail:
         x = jnp.clip(accelerated(trail), problem.balance.low, problem.balance.high)
@@ -180,13 +180,13 @@ def extended(trail: Trail, x: jax.Array, step: jax.Array) -> Trail:
     change = change - _dot(known, trail.changes)
     move = move - _dot(known, trail.moves)
     length = _dot(change, change)
-    new = (trail.count > 0) & (length > 1e-8 * _dot(known, known))
+    new = (trail.sweeps > 0) & (length > 1e-8 * _dot(known, known))
     scale = jnp.where(new, lax.rsqrt(jnp.where(new, length, 1.0)), 0.0)
-    keep = jnp.where((trail.count > 0) & (norm > 4 * trail.norm), 0.0, 1.0)
-    slot = trail.count % HISTORY
+    keep = jnp.where((trail.sweeps > 0) & (norm > 4 * trail.norm), 0.0, 1.0)
+    slot = trail.sweeps % HISTORY
     changes = keep * lax.dynamic_update_index_in_dim(trail.changes, change * scale, slot, 0)
     moves = keep * lax.dynamic_update_index_in_dim(trail.moves, move * scale, slot, 0)
-    return Trail(x, step, norm, changes, moves, trail.count + 1)
+    return Trail(x, step, norm, changes, moves, trail.sweeps + 1)
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
