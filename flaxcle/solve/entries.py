@@ -139,8 +139,9 @@ def _positions(layout: Layout, block: Block, slots: int) -> np.ndarray:
     order = order[channel[order] >= 0]
     owner = channel[order]
     slot = np.arange(owner.size) - np.searchsorted(owner, owner)
+    listed = slot < slots  # a row that no other scale moves needs one position, whichever
     out = np.full((slots, block.size), -1)
-    out[slot, owner] = order
+    out[slot[listed], owner[listed]] = order[listed]
     return out
 
 
