@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxcle.jaxpr import Op, trace
+from flaxcle.jaxpr.graph import CONTRACTIONS
 from flaxcle.paths import PyTree, named_leaves, replace_leaves, wide_dtype
 from flaxcle.quantize.calibrate import Batches, as_inputs, calibrate
 from flaxcle.quantize.config import QuantConfig
 from flaxcle.quantize.fake import ranges_of, run_quantized
-from flaxcle.quantize.flow import CONTRACTIONS, Fact, Flow, follow, moved
+from flaxcle.quantize.flow import Fact, Flow, follow, moved
 from flaxcle.quantize.plan import channel_axes, make_plan
 
 _ELEMENTWISE = ("add", "sub", "mul", "div", "convert_element_type", "copy")

@@ -20,12 +20,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from flaxcle.errors import TraceError
 from flaxcle.jaxpr import Op, Program, Value, trace
 from flaxcle.jaxpr.frames import Frame, frames
+from flaxcle.jaxpr.graph import CONTRACTIONS
 from flaxcle.jaxpr.layout import VIEWS
 from flaxcle.paths import PyTree, parent, strip_collection
 from flaxcle.rules.constants import Constants
 
 COLLECTION = "clips"
-_CONTRACTIONS = ("conv_general_dilated", "dot_general")
 _SIDES = {"min": ((1, 0, "max"), (0, 1, "max")), "max": ((1, 0, "min"), (0, 1, "min"))}
 _SIDES["clamp"] = ((0, 1, "min"), (2, 1, "max"))
 
@@ -190,7 +190,7 @@ class _Finder:
     def _follow(self, frame: Frame, op: Op) -> None:
         """Carries the layer behind an activation, and its channel axis, to the op's results."""
         behind = [self.layers[id(v)] for v in op.inputs if id(v) in self.layers]
-        layer = _layer(frame, op) if op.primitive in _CONTRACTIONS else None
+        layer = _layer(frame, op) if op.primitive in CONTRACTIONS else None
         for out in op.outputs:
             if layer or behind:
                 self.layers[id(out)] = layer or behind[-1]
@@ -235,12 +235,7 @@ class _Finder:
 def _layer(frame: Frame, op: Op) -> str:
     """The module whose leaf is the op's weight; the op's scope when there is none."""
     for value in op.inputs[:2]:
-        while id(value) not in frame.leaves and not frame.is_dynamic(value):
-            maker = frame.makers.get(id(value))
-            if maker is None or maker.primitive not in VIEWS:
-                break
-            value = maker.inputs[0]
-        if id(value) in frame.leaves:
-            path = frame.leaves[id(value)].path
-            return strip_collection(parent(path)) or path
+        leaf = frame.leaf_behind(value, VIEWS)
+        if leaf:
+            return strip_collection(parent(leaf.path)) or leaf.path
     return op.scope or op.primitive

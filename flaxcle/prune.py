@@ -19,6 +19,7 @@ from flaxcle.clips import COLLECTION, expose_clips
 from flaxcle.discover import find_spec
 from flaxcle.jaxpr import trace
 from flaxcle.jaxpr.frames import Frame, frames
+from flaxcle.jaxpr.graph import CONTRACTIONS
 from flaxcle.paths import PyTree, leaf_name, named_leaves, replace_leaves, shape_of
 from flaxcle.rules.constants import Constants
 from flaxcle.solve import balance_all
@@ -26,7 +27,6 @@ from flaxcle.spec import Group, Site
 from flaxcle.spec.table import channels
 
 NEGLIGIBLE = 1e-9
-_CONTRACTIONS = ("conv_general_dilated", "dot_general")
 _PASSING = (
     *("min", "convert_element_type", "copy", "reshape", "transpose", "squeeze", "broadcast_in_dim"),
     *("reduce_sum", "reduce_max", "reduce_window_max", "reduce_window_sum", "div", "pad", "rev"),
@@ -180,14 +180,14 @@ def _rectified(fn: Callable[..., Any], params: PyTree, inputs: tuple[Any, ...]) 
     for frame in frames(trace(fn, params, *inputs)):
         for op in frame.graph.flat:
             constants.learn(op)
-            if op.primitive not in _CONTRACTIONS:
+            if op.primitive not in CONTRACTIONS:
                 continue
             live = [value for value in op.inputs[:2] if frame.is_dynamic(value)]
             after = len(live) == 1 and _after_relu(frame, live[0], constants)
             for value in op.inputs[:2]:
-                path = _leaf_behind(frame, value)
-                if path:
-                    used[path] = used.get(path, True) and after
+                leaf = frame.leaf_behind(value, _PASSING)
+                if leaf:
+                    used[leaf.path] = used.get(leaf.path, True) and after
     return {path for path, after in used.items() if after}
 
 
@@ -202,12 +202,3 @@ def _after_relu(frame: Frame, value: Any, constants: Constants) -> bool:
             return False
         value = live[0]
     return False
-
-
-def _leaf_behind(frame: Frame, value: Any) -> str | None:
-    while id(value) not in frame.leaves:
-        maker = frame.makers.get(id(value))
-        if maker is None or maker.primitive not in _PASSING:
-            return None
-        value = maker.inputs[0]
-    return frame.leaves[id(value)].path

@@ -21,6 +21,7 @@ from flaxcle.discover.roles import find_usage
 from flaxcle.discover.views import View
 from flaxcle.errors import SpecError
 from flaxcle.jaxpr import Program, Value, trace
+from flaxcle.jaxpr.graph import CONTRACTIONS
 from flaxcle.paths import PyTree, strip_collection
 from flaxcle.rules.context import Why
 from flaxcle.spec import Group, Spec, check_fit
@@ -49,9 +50,6 @@ class Makers:
                 return ""
             value = data[0]
         return ""
-
-
-CONTRACTIONS = ("dot_general", "conv_general_dilated")
 
 
 def check_spec(fn: Callable[..., Any], params: PyTree, spec: Spec, *inputs: Any) -> None:

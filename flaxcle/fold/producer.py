@@ -15,6 +15,7 @@ import numpy as np
 from flaxcle.fold.match import Use
 from flaxcle.jaxpr import Op, Value
 from flaxcle.jaxpr.frames import Frame
+from flaxcle.jaxpr.graph import CONTRACTIONS
 from flaxcle.jaxpr.layout import VIEWS, Layout, pull
 
 
@@ -36,7 +37,7 @@ def producer_of(use: Use, graphs: Sequence[Frame]) -> Producer | None:
     """The layer that feeds a norm and nothing else, when its leaves are free to change."""
     value, layout, biases = use.start, use.layout, list[Placed]()
     while (op := _sole_maker(use.frame, value)) is not None:
-        if op.primitive in ("conv_general_dilated", "dot_general"):
+        if op.primitive in CONTRACTIONS:
             weight = _weight(op, layout, use, graphs)
             return Producer(weight, tuple(biases)) if weight is not None else None
         step = _through_view(op, layout) or _through_bias(op, layout, use, graphs)

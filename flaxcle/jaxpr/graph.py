@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import PurePath
 from typing import Any
 
+CONTRACTIONS = ("conv_general_dilated", "dot_general")
 LOOPS = ("scan", "while")
 REMAT = ("remat2", "remat", "checkpoint")
 _PACKAGE = PurePath(__file__).parent.parent

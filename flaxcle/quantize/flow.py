@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 import jax.numpy as jnp
 
 from flaxcle.jaxpr import Graph, Op, Program, Value
+from flaxcle.jaxpr.graph import CONTRACTIONS
 from flaxcle.jaxpr.trace import scan_arity
 
-CONTRACTIONS = ("conv_general_dilated", "dot_general")
 _SAME = ("convert_element_type", "copy", "optimization_barrier", "sharding_constraint")
 _LAYOUT = (*_SAME, "reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "rev")
 

@@ -14,8 +14,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from flaxcle.jaxpr import Op, Program, Value
+from flaxcle.jaxpr.graph import CONTRACTIONS
 from flaxcle.paths import leaf_name, parent, strip_collection
-from flaxcle.quantize.flow import CONTRACTIONS, Flow, follow
+from flaxcle.quantize.flow import Flow, follow
 
 _KERNELS = ("kernel", "embedding", "weight", "w")
 
