@@ -5,16 +5,32 @@ They must be in the environment or in the config before the first array exists, 
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+TESTS_BETWEEN_CLEARINGS = 100
+_finished = count(1)
+
+
+@pytest.fixture(autouse=True)
+def _few_compiled_programs() -> Iterator[None]:
+    """Frees compiled programs now and then: the kernel allows a process 65,530 memory maps."""
+    yield
+    if next(_finished) % TESTS_BETWEEN_CLEARINGS == 0:
+        jax.clear_caches()
+        gc.collect()

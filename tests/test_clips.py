@@ -81,7 +81,9 @@ ONE_BOUND = {
 TWO_BOUNDS = {
     "clip": lambda h: jnp.clip(h, -1.0, 2.0),
     "clamp": lambda h: lax.clamp(jnp.asarray(-1.0, h.dtype), h, jnp.asarray(2.0, h.dtype)),
-    "hard_tanh": lambda h: jnp.maximum(jnp.minimum(h, 2.0), -1.0),
+    "upper_first": lambda h: jnp.maximum(jnp.minimum(h, 2.0), -1.0),
+    "selected": lambda h: jnp.where(h > 2.0, 2.0, jnp.where(h < -1.0, -1.0, h)),
+    "selected_below": lambda h: jnp.where((y := jnp.where(h >= -1.0, h, -1.0)) <= 2.0, y, 2.0),
 }
 
 
@@ -106,7 +108,18 @@ def test_several_clips_after_a_layer_are_numbered():
     assert {s.path for s in spec.groups[0].producers} >= set(bounds(params))
 
 
+def test_hard_tanh():
+    _, params, _ = check(network(jax.nn.hard_tanh), PARAMS, X, scales=4)
+    assert bounds(params) == {"clips/a/max": [1.0] * 4, "clips/a/min": [-1.0] * 4}
+
+
 NOTHING = {
+    "hard_swish": jax.nn.hard_swish,
+    "hard_sigmoid": jax.nn.hard_sigmoid,
+    "behind_tanh": lambda h: jnp.minimum(jnp.tanh(h), 0.5),
+    "threshold": lambda h: jnp.where(h > 1.0, h, 0.0),
+    "jump": lambda h: jnp.where(h > 1.0, 2.0, h),
+    "another_value": lambda h: jnp.where(h > 1.0, 1.0, 2.0 * h),
     "relu": jax.nn.relu,
     "no_activation": lambda h: h,
     "infinite_bound": lambda h: jnp.minimum(jax.nn.relu(h), jnp.inf),
@@ -123,18 +136,19 @@ def test_without_a_clip_the_same_objects_come_back(clip):
     assert params is PARAMS
 
 
+def test_crossed_bounds_are_not_one_clip():
+    """`where(h > 1, 1, max(h, 2))` jumps from 2 to 1: only the inner bound is a clip."""
+    fn = network(lambda h: jnp.where(h > 1.0, 1.0, jnp.where(h < 2.0, 2.0, h)))
+    exposed, params = expose_clips(fn, PARAMS, X)
+    assert bounds(params) == {"clips/a/min": [2.0] * 4}
+    np.testing.assert_array_equal(exposed(params, X), fn(PARAMS, X))
+
+
 def test_a_clip_of_the_input_has_no_layer_and_stays():
     def fn(p, x):
         return jnp.clip(x, -1.0, 1.0) @ p["c"]
 
     assert expose_clips(fn, PARAMS, image(8, 4))[0] is fn
-
-
-def test_hard_swish_stays_the_same_function_and_blocks_its_channels():
-    fn = network(lambda h: h * jax.nn.relu6(h + 3) / 6)
-    exposed, params = expose_clips(fn, PARAMS, X)
-    np.testing.assert_array_equal(exposed(params, X), fn(PARAMS, X))
-    assert find_spec(exposed, params, X).scales == 0
 
 
 class Net(nn.Module):
@@ -235,6 +249,71 @@ def test_channels_first_convolutions_have_bounds_on_their_channel_axis():
     params = drawn(a=(4, 3, 3, 3), b=(4,), c=(2, 4, 1, 1))
     _, params, _ = check(fn, params, 4 * image(2, 3, 5, 6), scales=4)
     assert bounds(params) == {"clips/a/max": [6.0] * 4}
+
+
+def test_channels_first_stay_known_behind_a_pool():
+    """The bounds lie on the channels, not on the last axis, although the shape has changed."""
+
+    def fn(p, x):
+        dims = ("NCHW", "OIHW", "NCHW")
+        x = lax.conv_general_dilated(x, p["a"], (1, 1), "SAME", dimension_numbers=dims)
+        x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
+        return jax.nn.relu6(x).reshape(len(x), -1) @ p["c"]
+
+    params = drawn(a=(4, 3, 3, 3), c=(4 * 2 * 3, 2))
+    _, params, _ = check(fn, params, 4 * image(2, 3, 5, 6), scales=4)
+    assert bounds(params) == {"clips/a/max": [6.0] * 4}
+
+
+def test_several_feature_axes_have_joint_bounds():
+    def fn(p, x):
+        h = jax.nn.relu6(jnp.einsum("bi,ihd->bhd", x, p["a"]))
+        return jnp.einsum("bhd,hdo->bo", h, p["c"])
+
+    _, params, _ = check(fn, drawn(a=(3, 2, 4), c=(2, 4, 5)), X, scales=2 * 4)
+    assert np.shape(params["clips"]["a"]["max"]) == (2, 4)
+
+
+def test_a_clip_behind_a_scan_belongs_to_its_last_layer():
+    def fn(p, x):
+        h = lax.scan(lambda h, w: (jax.nn.relu(h @ w), None), x, p["a"])[0]
+        return jax.nn.relu6(h) @ p["c"]
+
+    _, params, _ = check(fn, drawn(a=(3, 4, 4), c=(4, 2)), image(6, 4), scales=3 * 4)
+    assert bounds(params) == {"clips/a/max": [6.0] * 4}
+
+
+def test_branches_have_bounds_of_their_own():
+    def fn(p, x):
+        one = lambda: jax.nn.relu6(x @ p["a"]) @ p["c"]  # noqa: E731
+        two = lambda: jnp.minimum(x @ p["b"], 3.0) @ p["d"]  # noqa: E731
+        return lax.cond(x.sum() > 0, one, two)
+
+    params = drawn(a=(3, 4), c=(4, 2), b=(3, 5), d=(5, 2))
+    for x in (X, -X):
+        _, new, _ = check(fn, params, x, scales=4 + 5)
+        assert bounds(new) == {"clips/a/max": [6.0] * 4, "clips/b/max": [3.0] * 5}
+
+
+def test_the_layer_of_a_residual_sum_is_the_last_one():
+    def fn(p, x):
+        h = jax.nn.relu(x @ p["a"])
+        return jax.nn.relu6(h @ p["b"] + h) @ p["c"]
+
+    exposed, params = expose_clips(fn, drawn(a=(3, 4), b=(4, 4), c=(4, 2)), X)
+    assert bounds(params) == {"clips/b/max": [6.0] * 4}
+    np.testing.assert_array_equal(exposed(params, X), fn(params["params"], X))
+
+
+def test_a_collection_of_that_name_is_not_overwritten():
+    """Wrapping an exposed function in another clip and exposing that too."""
+    exposed, params = expose_clips(network(jax.nn.relu6), PARAMS, X)
+    outer = lambda p, x: jnp.clip(exposed(p, x), -9.0, 9.0)  # noqa: E731
+    again, new = expose_clips(outer, params, X)
+    np.testing.assert_array_equal(again(new, X), outer(params, X))
+    assert new["params"] is params
+    assert set(new) == {"params", "clips"}
+    assert sorted(bounds(new).values()) == [[-9.0] * 2, [9.0] * 2]
 
 
 def test_channels_stay_known_through_layout_and_flatten():

@@ -8,7 +8,7 @@ position of the weight and of the biases is known exactly, or there is no produc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from flaxcle.fold.match import Use
 from flaxcle.jaxpr import Op, Value
 from flaxcle.jaxpr.frames import Frame
 from flaxcle.jaxpr.graph import CONTRACTIONS
-from flaxcle.jaxpr.layout import VIEWS, Layout, pull
+from flaxcle.jaxpr.layout import VIEWS, Layout, output_axes, pull
 
 
 class Placed(NamedTuple):
@@ -83,21 +83,6 @@ def _weight(op: Op, layout: Layout, use: Use, graphs: Sequence[Frame]) -> Placed
             moved = Layout.of([axes[a] for a in layout.axes], np.asarray(layout.index))
             return _leaf(value, moved, use, graphs)
     return None
-
-
-def output_axes(op: Op, position: int) -> dict[int, int]:
-    """Axes of a contraction's result that run along one operand: result axis -> operand axis."""
-    numbers: Any = op.params["dimension_numbers"]
-    if op.primitive == "conv_general_dilated":
-        return {numbers.out_spec[1]: numbers.rhs_spec[0]} if position == 1 else {}
-    contracted, batch = numbers
-    free = [
-        [a for a in range(len(v.shape)) if a not in contracted[k] and a not in batch[k]]
-        for k, v in enumerate(op.inputs[:2])
-    ]
-    start = len(batch[0]) + (len(free[0]) if position else 0)
-    own = {start + k: axis for k, axis in enumerate(free[position])}
-    return {**dict(enumerate(batch[position])), **own}
 
 
 def _leaf(value: Value, layout: Layout, use: Use, graphs: Sequence[Frame]) -> Placed | None:

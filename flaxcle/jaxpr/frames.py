@@ -41,11 +41,13 @@ class Frame:
         dynamic: ids of the values that depend on the function's inputs.
         makers, consumers: the op behind a value, the ops that read it (None: the graph's output).
         scans: the scans around the graph; `passed` is what the op around it hands in.
+        inside: the frames of the bodies of scans and branches, by op.
     """
 
     graph: Graph
     scans: tuple[Op, ...] = ()
     passed: tuple[Passed, ...] = ()
+    inside: dict[Op, tuple[Frame, ...]] = field(default_factory=dict)
     leaves: dict[int, Leaf] = field(default_factory=dict)
     dynamic: set[int] = field(default_factory=set)
     makers: dict[int, Op] = field(default_factory=dict)
@@ -79,12 +81,11 @@ def frames(program: Program) -> list[Frame]:
 
 
 def _walk(frame: Frame) -> Iterator[Frame]:
-    inside = []
     for op in frame.graph.flat:
         frame.makers.update({id(value): op for value in op.outputs})
         if any(id(value) in frame.dynamic for value in op.inputs):
             frame.dynamic |= {id(value) for value in op.outputs}
-        inside += _inner(frame, op)
+        frame.inside[op] = tuple(_inner(frame, op))
         followed = _followed(op)
         for position, value in enumerate(op.inputs):
             if position not in followed or id(value) not in frame.leaves:
@@ -92,7 +93,7 @@ def _walk(frame: Frame) -> Iterator[Frame]:
     for value in frame.graph.outputs:
         frame.consumers[id(value)].append(None)
     yield frame
-    for inner in inside:
+    for inner in (inner for bodies in frame.inside.values() for inner in bodies):
         yield from _walk(inner)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from pathlib import PurePath
 from typing import Any
 
@@ -65,6 +66,13 @@ class Op:
         own = (frame for frame in frames if not any(part in frame[0] for part in _LIBRARIES))
         file, line, function = next(own, ("", 0, ""))
         return f"{PurePath(file).name}:{line} ({function})" if file else ""
+
+    @cached_property
+    def within(self) -> tuple[str, ...]:
+        """Named calls and library functions around it, innermost first, up to the model's code."""
+        frames = [frame for info in reversed(self.sources) for frame in _frames(info)]
+        inner = takewhile(lambda frame: any(part in frame[0] for part in _LIBRARIES), frames)
+        return (*reversed(self.calls), *(function.rpartition(".")[2] for _, _, function in inner))
 
     def bind(self, *operands: Any) -> list[Any]:
         """Runs the operation as jax recorded it."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -83,6 +84,36 @@ def reshape_axes(
     return inside, outside
 
 
+def moved_axes(op: Op, axes: Sequence[int], operand: int = 0) -> tuple[int, ...] | None:
+    """Where axes of an operand lie in the first result; `None` where they do not survive.
+
+    Results of the same rank keep their axes, whatever happened along them.
+    """
+    source, target = op.inputs[operand].shape, op.outputs[0].shape
+    if op.primitive == "reshape":
+        return tuple(reshape_axes(axes, source, target)[1]) or None
+    if op.primitive in ("transpose", "broadcast_in_dim", "squeeze") or "axes" in op.params:
+        images = _images(op)
+    else:
+        images = {axis: axis for axis in range(len(source)) if len(source) == len(target)}
+    return tuple(images[axis] for axis in axes) if all(axis in images for axis in axes) else None
+
+
+def output_axes(op: Op, operand: int) -> dict[int, int]:
+    """Axes of a contraction's result that run along one operand: result axis -> operand axis."""
+    numbers: Any = op.params["dimension_numbers"]
+    if op.primitive == "conv_general_dilated":
+        return {numbers.out_spec[1]: numbers.rhs_spec[0]} if operand == 1 else {}
+    contracted, batch = numbers
+    free = [
+        [a for a in range(len(v.shape)) if a not in contracted[k] and a not in batch[k]]
+        for k, v in enumerate(op.inputs[:2])
+    ]
+    start = len(batch[0]) + (len(free[0]) if operand else 0)
+    own = {start + k: axis for k, axis in enumerate(free[operand])}
+    return {**dict(enumerate(batch[operand])), **own}
+
+
 def _blocks(source: tuple[int, ...], target: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
     """Smallest runs of axes of equal size on both sides; axes of size one stand alone."""
     blocks: list[tuple[list[int], list[int]]] = []
@@ -117,13 +148,14 @@ def _move(op: Op, layout: Layout, forward: bool) -> Layout | None:
 
 
 def _images(op: Op) -> dict[int, int]:
-    """Operand axis -> result axis of a transpose, broadcast or squeeze."""
+    """Operand axis -> result axis of a transpose, broadcast, squeeze or reduction."""
     rank, params = len(op.inputs[0].shape), op.params
     if op.primitive == "transpose":
         return {axis: image for image, axis in enumerate(params["permutation"])}
     if op.primitive == "broadcast_in_dim":
         return dict(enumerate(params["broadcast_dimensions"]))
-    kept = [axis for axis in range(rank) if axis not in params["dimensions"]]
+    gone = params["axes"] if "axes" in params else params["dimensions"]
+    kept = [axis for axis in range(rank) if axis not in gone]
     return {axis: image for image, axis in enumerate(kept)}
 
 
