@@ -17,6 +17,7 @@ from flax.core import FrozenDict, freeze
 import flaxcle as fc
 from by_hand import apply_table
 from flaxcle.paths import named_leaves, replace_leaves
+from flaxcle.spec.table import channels
 from zoo import build
 from zoo.base import draw, image
 
@@ -183,6 +184,85 @@ def test_one_reader_without_relu_keeps_the_channel():
     jax.tree.map(np.testing.assert_array_equal, fc.prune_dead_channels(fn, params, X), params)
 
 
+def normed_fn(p, x):
+    h = (x @ p["a"] + p["b"][None] - p["mean"][None]) * jax.lax.rsqrt(p["var"] + 1e-3)[None]
+    return jax.nn.relu(h * p["scale"][None] + p["shift"][None]) @ p["c"]
+
+
+NORM = {"mean": jnp.zeros(5), "var": jnp.ones(5), "scale": -jnp.ones(5), "shift": jnp.zeros(5)}
+FLIPPED = {
+    "negated": (lambda p, x: jax.nn.relu(-(x @ p["a"] + p["b"][None])) @ p["c"], {}),
+    "factor": (lambda p, x: jax.nn.relu((x @ p["a"] + p["b"][None]) * -2.0) @ p["c"], {}),
+    "norm": (normed_fn, NORM),
+}
+
+
+@pytest.mark.parametrize(("fn", "more"), FLIPPED.values(), ids=FLIPPED)
+def test_a_negative_bias_that_is_flipped_before_the_relu_keeps_its_channel(fn, more):
+    params = {**damaged(-0.5), **more}
+    jax.tree.map(np.testing.assert_array_equal, fc.prune_dead_channels(fn, params, X), params)
+
+
+@pytest.mark.parametrize("bias", [0.0, 1.0])
+def test_a_gate_keeps_its_channel_also_when_it_is_closed_without_input(bias):
+    """`(x a + b) (x g + h)` with a tiny `g`: what passes is `h` times the other factor."""
+
+    def fn(p, x):
+        gate = x @ p["g"] + p["h"][None]
+        return ((x @ p["a"] + p["b"][None]) * gate) @ p["c"]
+
+    more = drawn(g=(3, 5), h=(5,))
+    params = {**LIVE, "b": jnp.zeros(5), "g": more["g"].at[:, 1].multiply(1e-20)}
+    params["h"] = more["h"].at[1].set(bias)
+    pruned = fc.prune_dead_channels(fn, params, X)
+    np.testing.assert_allclose(fn(pruned, X), fn(params, X), rtol=1e-6)
+
+
+def test_a_channel_whose_direction_alone_is_used_stays():
+    """`h / |h|` of a channel of 1e-20 is one."""
+
+    def fn(p, x):
+        h = x @ p["a"]
+        return h @ p["c"], (h / jnp.abs(h)) @ p["d"]
+
+    params = {"a": LIVE["a"].at[:, 1].multiply(1e-20), "c": LIVE["c"], "d": drawn(d=(5, 2))["d"]}
+    jax.tree.map(np.testing.assert_array_equal, fc.prune_dead_channels(fn, params, X), params)
+
+
+def planted_at_random(net: Any) -> Any:
+    """Rows of 1e-20 for a tenth of the channels of every group, biases as they are."""
+    rng, leaves = np.random.default_rng(1), named_leaves(net.params)
+    for group in fc.find_spec(net.fn, net.params, *net.inputs).groups:
+        tiny = np.where(rng.random(group.size) < 0.1, 1e-20, 1.0)
+        for site in group.producers:
+            leaf = leaves[site.path]
+            if leaf.ndim >= 2:
+                ids, axes = channels(site, leaf.shape), [axis % leaf.ndim for axis in site.axes]
+                ids = ids.transpose(np.argsort(axes)).reshape(
+                    [n if axis in axes else 1 for axis, n in enumerate(leaf.shape)]
+                )
+                factor = np.where(ids < 0, 1.0, tiny[ids])
+                leaves[site.path] = leaf * jnp.asarray(factor, leaf.dtype)
+    return replace_leaves(net.params, leaves)
+
+
+ZOO = (
+    *("mlp", "vgg", "resnet18_folded", "mobilenetv2_folded", "densenet", "inception"),
+    *("shufflenet", "squeeze_excite", "op_outer_gate", "llama", "siamese", "scan_stack"),
+)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_pruning_never_changes_a_network(name):
+    net = build(name)
+    params = planted_at_random(net)
+    pruned = fc.prune_dead_channels(net.fn, params, *net.inputs)
+    old, new = (jax.tree.leaves(jax.jit(net.fn)(p, *net.inputs)) for p in (params, pruned))
+    for before, after in zip(old, new, strict=True):
+        scale = float(jnp.abs(before).max(initial=0.0))
+        np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6 * scale)
+
+
 @pytest.mark.parametrize("factor", [1.0, 1e-3, 1e3])
 def test_small_channels_are_not_dead(factor):
     params = {**LIVE, "a": LIVE["a"].at[:, 1].multiply(1e-4), "c": LIVE["c"] * factor}
@@ -193,13 +273,18 @@ def test_death_spreads_to_closure():
     """A layer all of whose readers died dies too."""
 
     def fn(p, x):
-        h = jax.nn.relu(x @ p["a"])
-        return jax.nn.relu(h * p["d"][None]) @ p["c"]
+        h = jax.nn.relu(x @ p["a"])[:, None]
+        dims = ("NWC", "WIO", "NWC")
+        h = jax.lax.conv_general_dilated(
+            h, p["d"], (1,), "SAME", dimension_numbers=dims, feature_group_count=5
+        )
+        return jax.nn.relu(h[:, 0]) @ p["c"]
 
-    params = drawn(a=(3, 5), d=(5,), c=(5, 4))
+    params = drawn(a=(3, 5), d=(1, 1, 5), c=(5, 4))
     params = {**params, "c": params["c"].at[2].multiply(1e-20)}
     pruned = fc.prune_dead_channels(fn, params, X)
     assert not pruned["a"][:, 2].any()
+    assert not pruned["d"][..., 2].any()
     assert not pruned["c"][2].any()
 
 

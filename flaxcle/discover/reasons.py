@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import jax
-
 from flaxcle.discover.atoms import Atoms
 from flaxcle.discover.classes import Classes, Combination
 from flaxcle.discover.symbols import Block
@@ -18,7 +16,20 @@ from flaxcle.jaxpr import Op
 from flaxcle.rules.context import Why
 from flaxcle.spec import Blocked, Group
 
-KNOWN_CALLS = (jax.nn, jax.scipy.special)
+NONLINEAR = {
+    *(
+        "celu",
+        "elu",
+        "gelu",
+        "hard_sigmoid",
+        "hard_silu",
+        "hard_tanh",
+        "log_sigmoid",
+        "log_softmax",
+    ),
+    *("logsumexp", "mish", "relu6", "selu", "sigmoid", "silu", "soft_sign", "softmax", "softplus"),
+    *("sparse_plus", "squareplus", "swish", "tanh"),
+}
 
 
 def blocked_axes(
@@ -64,11 +75,8 @@ def explain(why: Why) -> str:
 
 
 def named_call(op: Op) -> str:
-    """The innermost function of jax.nn around an operation, such as 'gelu'."""
-    for call in reversed(op.calls):
-        if not call.startswith("_") and any(hasattr(module, call) for module in KNOWN_CALLS):
-            return call
-    return ""
+    """The outermost function of `jax.nn` around an operation that no scale passes, as 'gelu'."""
+    return next((call for call in reversed(op.within) if call in NONLINEAR), "")
 
 
 WITHOUT_OP = {

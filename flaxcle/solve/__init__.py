@@ -24,7 +24,7 @@ from flaxcle.solve.entries import known_entries, listed_magnitudes
 from flaxcle.solve.fixpoint import Problem, Solution, converge
 from flaxcle.solve.guards import Balance, balance_of
 from flaxcle.solve.layout import Layout, make_layouts
-from flaxcle.solve.options import LARGEST_SCALE, Numbers, Options, checked
+from flaxcle.solve.options import Numbers, Options, checked
 from flaxcle.solve.plan import Plan, make_plan
 from flaxcle.solve.search import first_reading
 from flaxcle.spec import Scales, Spec, check_fit
@@ -96,20 +96,6 @@ def solve(
     scales, finite = _solve(moving, options.numbers, plan)
     _check_finite(moving, finite)
     return scales
-
-
-def balance_all(params: PyTree, spec: Spec) -> Scales:
-    """The balance of every group and channel, however small: the point to judge channels at.
-
-    It does not depend on how the channels are scaled now, for no guard but zero and infinity acts.
-    """
-    leaves = check_fit(spec, params)
-    plan = plan_of(spec.select(), leaves)
-    if not plan.terms:
-        return _at_one(plan)
-    options = Options("weights", 0.5, "per_tensor", False, LARGEST_SCALE, 1e-3, 200)
-    numbers = options.numbers._replace(floor=np.float32(-np.inf))
-    return _solve({path: leaves[path] for path in plan.leaves}, numbers, plan)[0]
 
 
 def plan_of(spec: Spec, leaves: Mapping[str, Any]) -> Plan:

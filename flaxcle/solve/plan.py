@@ -153,7 +153,12 @@ def _carriers(side: tuple[Site, ...], shapes: Mapping[str, Shape]) -> list[tuple
 
 
 def _is_vector(site: Site, shape: Shape) -> bool:
-    """Whether the leaf has one number for each position of the site: a bias, a norm's scale."""
+    """Whether the leaf has one number for each position of the site: a bias, a norm's scale.
+
+    A bias of shape (1, n) is told from a kernel of that shape by its side: biases are not read.
+    """
+    if site.power < 0:
+        return len(shape) == len(site.axes)
     return math.prod(shape) == math.prod(shape[axis] for axis in site.axes)
 
 
