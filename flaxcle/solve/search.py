@@ -26,7 +26,7 @@ from flaxcle.solve.entries import Cores, Entries, exponents_along, log2_of, scal
 from flaxcle.solve.layout import Layout
 from flaxcle.solve.plan import Link
 
-SLOTS = 8  # entries remembered for each searched row
+SLOTS = 4  # entries remembered for each searched row
 
 
 class Reading(NamedTuple):
