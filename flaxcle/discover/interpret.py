@@ -20,21 +20,22 @@ class Interpreter:
     """Holds the context; values of nested graphs live in environments of their own."""
 
     def __init__(self) -> None:
-        self.context = Context(self.run, Constants())
+        self.context = Context(self.run, self.step, Constants())
 
     def run(self, graph: Graph, args: Sequence[Scale]) -> list[Scale]:
         """Interprets a graph on the scales of its inputs."""
         env = {id(value): arg for value, arg in zip(graph.inputs, args, strict=True)}
         for op in graph.flat:
             operands = [self._read(value, env) for value in op.inputs]
-            for value, result in zip(op.outputs, self._step(op, operands), strict=True):
+            for value, result in zip(op.outputs, self.step(op, operands), strict=True):
                 env[id(value)] = result
         return [self._read(value, env) for value in graph.outputs]
 
     def _read(self, value: Value, env: dict[int, Scale]) -> Scale:
         return literal(value, self.context) if value.known else env[id(value)]
 
-    def _step(self, op: Op, args: list[Scale]) -> Sequence[Scale]:
+    def step(self, op: Op, args: list[Scale]) -> Sequence[Scale]:
+        """Interprets one operation on the scales of its operands."""
         if all(not arg.terms for arg in args):
             self.context.constants.learn(op)
         if all(arg.plain for arg in args) and not op.bodies:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flaxcle.discover.views import View, mapped_views
 from flaxcle.jaxpr import Graph, Op, Program, Value
@@ -85,7 +85,10 @@ def _use(op: Op, own: Sequence[tuple[View, ...]], usage: Usage) -> None:
 
 def _roles(op: Op, number: int, view: View, value: Value) -> Iterable[Role]:
     if op.primitive == "dot_general":
-        return _contracted(op, number, view)
+        return _contracted(view, number, op.params["dimension_numbers"])
+    if op.primitive == "ragged_dot_general" and number == 1:
+        numbers = op.params["ragged_dot_dimension_numbers"]
+        return _contracted(view, 1, numbers.dot_dimension_numbers, numbers.rhs_group_dimensions)
     if op.primitive == "conv_general_dilated" and number == 1:
         return _convolved(op, view, value)
     if op.primitive == "gather" and number == 0:
@@ -97,11 +100,11 @@ def _role(kind: str, *parts: Iterable[int]) -> Role:
     return Role(kind, tuple(sorted(set().union(*parts))))
 
 
-def _contracted(op: Op, number: int, view: View) -> list[Role]:
-    sums, batches = op.params["dimension_numbers"]
+def _contracted(view: View, number: int, numbers: Any, groups: Sequence[int] = ()) -> list[Role]:
+    sums, batches = numbers
     summed = set().union(*(view.axes[a] for a in sums[number]))
     batch = set(view.extra).union(*(view.axes[a] for a in batches[number]))
-    rest = set(range(len(view.axes))) - {*sums[number], *batches[number]}
+    rest = set(range(len(view.axes))) - {*sums[number], *batches[number], *groups}
     kept = set().union(*(view.axes[a] for a in rest))
     roles = [_role("in", summed, batch)] if summed else []
     if kept or not summed:
@@ -166,4 +169,5 @@ def _arity(op: Op) -> tuple[list[int], list[int], int]:
     if op.primitive == "while":
         n_cond, n_body = op.params["cond_nconsts"], op.params["body_nconsts"]
         return [0, n_cond], [n_cond, n_body], len(op.inputs) - n_cond - n_body
-    return [1] * len(op.bodies), [len(op.inputs)] * len(op.bodies), 0
+    skip = 1 if op.primitive == "cond" else 0
+    return [skip] * len(op.bodies), [len(op.inputs)] * len(op.bodies), 0

@@ -95,7 +95,7 @@ def _build_op(
         return op(outputs, body=body)
     outputs = tuple(_fresh(var) for var in eqn.outvars)
     env.update(zip(eqn.outvars, outputs, strict=True))
-    inside = _jaxprs(eqn.params) if name in (*LOOPS, "cond") else ()
+    inside = _jaxprs(eqn.params) if name in (*LOOPS, "cond", "shard_map") else ()
     return op(outputs, bodies=tuple(build_graph(j, sources, scope, calls) for j in inside))
 
 

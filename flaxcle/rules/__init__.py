@@ -16,6 +16,7 @@ from flaxcle.rules import (
     layout,
     lookup,
     reduction,
+    shards,
     window,
 )
 from flaxcle.rules.context import Rule
@@ -31,4 +32,5 @@ RULES: dict[str, Rule] = {
     **indexing.RULES,
     **lookup.RULES,
     **control.RULES,
+    **shards.RULES,
 }

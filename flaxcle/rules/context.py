@@ -48,6 +48,7 @@ class Context:
 
     Attributes:
         run: interprets a nested graph on scales of its inputs.
+        step: interprets one operation on scales of its operands.
         symbols: number of symbols handed out.
         equations, whys: all that was stated so far, in program order.
         unknown: operations without a rule that met a scaled operand.
@@ -57,6 +58,7 @@ class Context:
     """
 
     run: Callable[[Graph, Sequence[Scale]], list[Scale]]
+    step: Callable[[Op, list[Scale]], Sequence[Scale]]
     constants: Constants
     symbols: int = 0
     equations: list[Equation] = field(default_factory=list)

@@ -9,10 +9,11 @@ first contraction may absorb the common factor in its other axes (see `Gauge`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from flaxcle.jaxpr import Op
 from flaxcle.rules import scale
-from flaxcle.rules.box import Shape
+from flaxcle.rules.box import Irregular, Shape
 from flaxcle.rules.context import Context, Rule, Why, shape_of
 from flaxcle.rules.scale import WILD, Scale, Terms
 
@@ -66,10 +67,40 @@ def _whole(shape: Shape) -> scale.Axes:
 
 def dot_general(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:
     """y[b, m, n] = sum_k x[b, m, k] w[b, k, n]."""
+    numbers = op.params["dimension_numbers"]
+    shapes = [shape_of(value) for value in op.inputs]
+    return [_product(op, args, shapes, numbers, context)]
+
+
+def ragged_dot_general(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:
+    """Rows meet the matrix of their group, which may be any: all matrices have one scale.
+
+    y[m, n] = sum_k x[m, k] w[group(m), k, n]
+    """
+    numbers = op.params["ragged_dot_dimension_numbers"]
+    (lhs_sum, rhs_sum), (lhs_batch, rhs_batch) = numbers.dot_dimension_numbers
+    groups, ragged = numbers.rhs_group_dimensions, numbers.lhs_ragged_dimensions
+    if len(groups) != 1 or any(axis in (*lhs_sum, *lhs_batch) for axis in ragged):
+        raise Irregular
+    lhs, rhs = (shape_of(value) for value in op.inputs[:2])
+    terms = context.constant_along(args[1].terms, rhs, groups, Why("lookup", op))
+    matrix = tuple(size for axis, size in enumerate(rhs) if axis not in groups)
+
+    def moved(axes: Sequence[int]) -> tuple[int, ...]:
+        return tuple(axis - (axis > groups[0]) for axis in axes)
+
+    within = ((lhs_sum, moved(rhs_sum)), (lhs_batch, moved(rhs_batch)))
+    both = [args[0], Scale(terms, args[1].wild)]
+    return [_product(op, both, [lhs, matrix], within, context)]
+
+
+def _product(
+    op: Op, args: Sequence[Scale], shapes: Sequence[Shape], numbers: Any, context: Context
+) -> Scale:
     if any(arg.wild for arg in args):
-        return [WILD]
-    (lhs_sum, rhs_sum), (lhs_batch, rhs_batch) = op.params["dimension_numbers"]
-    lhs, rhs = (shape_of(value) for value in op.inputs)
+        return WILD
+    (lhs_sum, rhs_sum), (lhs_batch, rhs_batch) = numbers
+    lhs, rhs = shapes
     lhs_free = [a for a in range(len(lhs)) if a not in (*lhs_sum, *lhs_batch)]
     rhs_free = [a for a in range(len(rhs)) if a not in (*rhs_sum, *rhs_batch)]
     lhs_order = (*lhs_batch, *lhs_free, *lhs_sum)
@@ -91,7 +122,7 @@ def dot_general(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Sca
         )
     ]
     axes = range(first_sum, len(shape))
-    return [Scale(contract(placed[0], placed[1], shape, axes, Why("sum", op), context))]
+    return Scale(contract(placed[0], placed[1], shape, axes, Why("sum", op), context))
 
 
 def _placed(
@@ -101,4 +132,7 @@ def _placed(
     return scale.broadcast(moved, tuple(own[a] for a in order), shape, at)
 
 
-RULES: dict[str, Rule] = {"dot_general": dot_general}
+RULES: dict[str, Rule] = {
+    "dot_general": dot_general,
+    "ragged_dot_general": ragged_dot_general,
+}

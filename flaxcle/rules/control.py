@@ -1,7 +1,8 @@
 """Loops and branches.
 
-A scan over stacked layers is interpreted once per layer, each on its slice. Any other loop has a
-scale that its body leaves as it is: the carry. Branches agree on the scale of what they return.
+A scan over stacked layers is interpreted once per layer, each on its slice, and so is a short loop,
+whose steps may each rescale the carry. Any other loop has a scale that its body leaves as it is:
+the carry. Branches agree on the scale of what they return.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from flaxcle.rules.layout import join
 from flaxcle.rules.scale import Gauge, Scale, Term
 
 MAX_UNROLL = 256
+SHORT = 64  # operations
 
 
 def scan(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:
-    """Unrolled over slices of leaves that differ from step to step, else one step for all."""
+    """Unrolled when it is short or its slices of leaves differ, else one step for all."""
     n_consts, n_carry = scan_arity(op.params)
     consts, carry, xs = (
         args[:n_consts],
@@ -35,7 +37,7 @@ def scan(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:
         for x, shape in zip(xs, shapes, strict=True)
         for term in x.terms
     )
-    if stacked and length <= MAX_UNROLL:
+    if (stacked and length <= MAX_UNROLL) or length * len(body.flat) <= SHORT:
         return _unrolled(op, consts, list(carry), xs, shapes, context)
     why = Why("carry", op)
     slices = [
