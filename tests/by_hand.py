@@ -53,6 +53,16 @@ def row_factors(
     return rows
 
 
+def table_of(group: Group, shapes: dict[str, tuple[int, ...]]) -> frozenset[tuple[object, ...]]:
+    """What a group multiplies, whatever it is called and however its rows are written."""
+    rows = []
+    for site in group.sites:
+        axes = normal_axes(site, len(shapes[site.path]))
+        ids = channels(site, shapes[site.path]).transpose(np.argsort(axes))
+        rows.append((site.path, tuple(sorted(axes)), site.power, ids.shape, ids.tobytes()))
+    return frozenset(rows)
+
+
 def in_float64(fn: Callable[..., PyTree], *inputs: Any) -> Callable[[PyTree], list[np.ndarray]]:
     """`params -> outputs` of `fn` with all floats widened, compiled once."""
     run = jax.jit(fn)

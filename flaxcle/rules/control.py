@@ -1,8 +1,8 @@
 """Loops and branches.
 
-A scan over stacked layers is interpreted once per layer, each on its slice, and so is a short loop,
-whose steps may each rescale the carry. Any other loop has a scale that its body leaves as it is:
-the carry. Branches agree on the scale of what they return.
+A scan over stacked layers is interpreted once per layer, each on its slice, and so is a short loop
+over nothing, whose steps may each rescale the carry. Any other loop has a scale that its body
+leaves as it is: the carry. Branches agree on the scale of what they return.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SHORT = 64  # operations
 
 
 def scan(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:
-    """Unrolled when it is short or its slices of leaves differ, else one step for all."""
+    """Unrolled when its slices of leaves differ, or it has none and is short."""
     n_consts, n_carry = scan_arity(op.params)
     consts, carry, xs = (
         args[:n_consts],
@@ -37,7 +37,8 @@ def scan(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:
         for x, shape in zip(xs, shapes, strict=True)
         for term in x.terms
     )
-    if (stacked and length <= MAX_UNROLL) or length * len(body.flat) <= SHORT:
+    short = not xs and length * len(body.flat) <= SHORT
+    if short or (stacked and length <= MAX_UNROLL):
         return _unrolled(op, consts, list(carry), xs, shapes, context)
     why = Why("carry", op)
     slices = [

@@ -14,7 +14,7 @@ import numpy as np
 from flaxcle.jaxpr import Op
 from flaxcle.rules import box, scale
 from flaxcle.rules.box import Irregular, Shape
-from flaxcle.rules.context import Context, Rule, shape_of
+from flaxcle.rules.context import Context, Rule, Why, shape_of
 from flaxcle.rules.indexing import blended, uniform
 from flaxcle.rules.scale import WILD, Scale, Terms
 
@@ -163,8 +163,17 @@ def scatter(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:
     return [blended(target, update, shape, size, (indexed, loose), op, context)]
 
 
+def scatter_mul(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale]:
+    """Multiplies some elements by updates, which must not carry a scale of their own."""
+    target, _, update = args
+    context.pin(update, shape_of(op.inputs[2]), Why("opaque", op))
+    return [Scale(target.terms, target.wild)]
+
+
 RULES: dict[str, Rule] = {
     "gather": gather,
+    "scatter_mul": scatter_mul,
+    "scatter-mul": scatter_mul,
     **{
         name: scatter for scattered in SCATTERS for name in (scattered, scattered.replace("_", "-"))
     },

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import symmetry_oracle
-from by_hand import apply_table, in_float64, random_log2, widened
-from flaxcle import Group, Spec
+from by_hand import apply_table, in_float64, random_log2, table_of, widened
+from flaxcle import Spec
 from flaxcle.discover import find_spec
 from flaxcle.paths import named_leaves
-from flaxcle.spec.table import channels, normal_axes
+from golden_groups import expected, written
 from zoo import build, networks
 
 ORACLE = (
@@ -25,6 +25,9 @@ ORACLE = (
     *("lora_weight_norm", "linear_attention", "siamese_product", "relu_rnn", "scan_stack"),
     *("moe_top2", "op_slice", "op_pad", "op_square_root", "leaky_prelu"),
 )
+
+
+EXPECTED = expected()
 
 
 @cache
@@ -61,6 +64,11 @@ def test_finds_every_group_that_can_be_declared(name):
         assert table_of(group, shapes) in have, group.name
 
 
+def test_the_groups_and_the_reasons_are_those_written_out(name):
+    """A difference that is an improvement: run `python tests/golden_groups.py` and read it."""
+    assert written(found(name)) == EXPECTED[name]
+
+
 @pytest.mark.parametrize("name", ORACLE)
 def test_oracle_calls_the_spec_sound_and_complete(name):
     network = build(name)
@@ -69,13 +77,3 @@ def test_oracle_calls_the_spec_sound_and_complete(name):
         count = symmetry_oracle.count(network.fn, params, inputs, found(name))
     assert count.sound
     assert count.complete, count
-
-
-def table_of(group: Group, shapes: dict[str, tuple[int, ...]]) -> frozenset[tuple[object, ...]]:
-    """What a group multiplies, whatever it is called and however its rows are written."""
-    rows = []
-    for site in group.sites:
-        axes = normal_axes(site, len(shapes[site.path]))
-        ids = channels(site, shapes[site.path]).transpose(np.argsort(axes))
-        rows.append((site.path, tuple(sorted(axes)), site.power, ids.shape, ids.tobytes()))
-    return frozenset(rows)

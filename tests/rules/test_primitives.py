@@ -25,6 +25,7 @@ OLDER_OR_NEWER = {
     *("add_any", "copy_p", "pjit", "stack", "tile", "square", "split", "expand_dims"),
     *("layout_constraint", "mesh_cast", "pvary", "pcast", "lt_to", "le_to", "eq_to"),
     *("scatter-add", "scatter-max", "scatter-min", "scatter_max", "scatter_min"),
+    *("scatter-mul", "scatter_mul", "shard_map", "ragged_dot_general"),
     *("optimization_barrier", "stop_gradient", "reduce_window_sum", "reduce_window_max"),
 }
 
@@ -82,6 +83,7 @@ PASSING: dict[str, tuple[int, Operation]] = {
     "scatter_max": (6, lambda x: jnp.abs(x).at[jnp.argsort(x[:, 0])].max(x)),
     "scatter_min": (6, lambda x: jnp.abs(x).at[jnp.argsort(x[:, 0])].min(x)),
     "scatter_set": (6, lambda x: jnp.abs(x).at[jnp.argsort(x[:, 0])[:3]].set(x[:3])),
+    "scatter_mul": (6, lambda x: x.at[:3].multiply(jnp.asarray(2.0, x.dtype))),
     "channel_lookup": (1, lambda x: x[:, jnp.argsort(x[0])]),
     "dynamic_slice": (3, lambda x: lax.dynamic_slice(x, (0, 2), (8, 3))),
     "dynamic_update_slice": (6, updated),
@@ -119,6 +121,7 @@ BLOCKING: dict[str, Operation] = {
     "self_power": lambda x: jnp.power(jnp.abs(x), jnp.abs(x)),
     "divide_by_zero_mask": lambda x: jnp.where(x > 1.0, x, -x),
     "grown": grown,
+    "scatter_mul_by_data": lambda x: x.at[:2].multiply(x[2:4]),
     "erf_inv": lambda x: lax.erf_inv(0.1 * jnp.tanh(x)),
     "clamp": lambda x: lax.clamp(jnp.asarray(-1.0, x.dtype), x, jnp.asarray(1.0, x.dtype)),
     "carry_shift": lambda x: lax.fori_loop(0, 3, lambda _, y: y + 1.0, x),
