@@ -5,6 +5,7 @@ Only shapes and dtypes are read, so `ShapeDtypeStruct` leaves do, and it costs n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -104,13 +105,15 @@ def _check_agreement(spec: Spec, leaves: Mapping[str, Any]) -> None:
 
 
 def _cross(one: Site, two: Site, shape: tuple[int, ...]) -> bool:
-    """Whether some channel of each site overlaps several of the other: neither refines the other.
+    """Whether some channel of each site overlaps several of the other, but not all.
 
-    Equal, disjoint and nested cuts (a scale per head, and one per head and feature) are sound.
+    Equal, disjoint and nested cuts (a scale per head, and one per head and feature) are sound, and
+    so are the rows and columns of a grid (an outer product that is flattened).
     """
     if one.index == two.index:
         return False
     first, second = channels(one, shape).ravel(), channels(two, shape).ravel()
     both = (first >= 0) & (second >= 0)
     pairs = np.unique(np.stack([first[both], second[both]]), axis=1)
-    return all(np.unique(side).size != pairs.shape[1] for side in pairs)
+    counts = [np.unique(side).size for side in pairs]
+    return pairs.shape[1] not in (*counts, math.prod(counts))

@@ -106,7 +106,7 @@ def two(first: Any, second: Any, sizes: tuple[int, int], powers: tuple[int, int]
 
 
 def test_two_groups_may_not_cut_an_axis_across_each_other() -> None:
-    spec = two(np.repeat(np.arange(2), 3), np.tile(np.arange(3), 2), (2, 3))
+    spec = two(np.repeat(np.arange(2), 3), np.repeat(np.arange(3), 2), (2, 3))
     with pytest.raises(SpecError) as error:
         check_fit(spec, {"w": np.ones((6, 2), np.float32)})
     for part in ("contradicting indices", "'w' of shape (6, 2), axes (0,)", "'x' and 'y'", "join"):
@@ -119,7 +119,8 @@ def test_two_groups_may_not_cut_an_axis_across_each_other() -> None:
         pytest.param([0, 1, 2, -1, -1, -1], [-1, -1, -1, 0, 1, 2], (3, 3), (1, 1), id="concat"),
         pytest.param([0, 0, 0, 1, 1, 1], [0, 1, 2, 3, 4, 5], (2, 6), (1, 1), id="nested"),
         pytest.param([0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], (6, 6), (1, 1), id="one to one"),
-        pytest.param([0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2], (2, 3), (1, -1), id="in and out"),
+        pytest.param([0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2], (2, 3), (1, 1), id="grid"),
+        pytest.param([0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 2, 2], (2, 3), (1, -1), id="in and out"),
     ],
 )
 def test_other_ways_to_share_an_axis_are_sound(
@@ -131,6 +132,6 @@ def test_other_ways_to_share_an_axis_are_sound(
 
 def test_the_same_axis_counts_however_it_is_written() -> None:
     first = Group("x", (2,), (Site("w", (0,), 1, np.repeat(np.arange(2), 3)),))
-    second = Group("y", (3,), (Site("w", (-2,), 1, np.tile(np.arange(3), 2)),))
+    second = Group("y", (3,), (Site("w", (-2,), 1, np.repeat(np.arange(3), 2)),))
     with pytest.raises(SpecError, match="contradicting indices"):
         check_fit(Spec((first, second)), {"w": np.ones((6, 2), np.float32)})
