@@ -16,15 +16,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
-from hypothesis import settings
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 sys.path.insert(0, str(Path(__file__).parent))
-
-settings.register_profile("many")
 
 TESTS_BETWEEN_CLEARINGS = 100
 _finished = count(1)

@@ -1,11 +1,13 @@
 """Random networks: whatever is found keeps the function, and nothing that keeps it is missed.
 
-    pytest tests/discover/test_random.py --hypothesis-profile=many
+    RANDOM_NETWORKS=many pytest tests/discover/test_random.py
 
-tries 500 and 200 networks instead of the fixed few.
+tries 500 and 200 networks instead of a few; they are the same ones every time.
 """
 
 from __future__ import annotations
+
+import os
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from by_hand import apply_table, in_float64, random_log2, widened
 from flaxcle.discover import find_spec
 from random_networks import RandomNetwork, random_networks, size
 
-MANY = settings.get_current_profile_name() == "many"
+MANY = os.environ.get("RANDOM_NETWORKS") == "many"
 SOUND, COMPLETE = (500, 200) if MANY else (25, 8)
 MOST_PARAMETERS = 120
 
