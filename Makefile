@@ -2,6 +2,7 @@
 # Python; delete .venv to change it later.
 
 PYTHON ?= python3
+NEWEST_PYTHON ?= python3.12
 JOBS ?= auto
 
 # The theme's advertisement for its successor.
@@ -9,9 +10,10 @@ export NO_MKDOCS_2_WARNING := 1
 
 BIN := .venv/bin
 OLDEST := .venv-oldest/bin
+NEWEST := .venv-newest/bin
 PIP := -m pip --disable-pip-version-check install -qq
 
-.PHONY: help demo test check bench docs test-oldest clean
+.PHONY: help demo test check bench docs test-oldest test-newest clean
 .NOTPARALLEL:
 
 help:
@@ -21,6 +23,7 @@ help:
 	@echo "make bench        timings next to NumPy and to a plain copy of the parameters"
 	@echo "make docs         the documentation as a site in site/"
 	@echo "make test-oldest  a smoke run on the oldest supported jax"
+	@echo "make test-newest  the test suite on the newest jax, which needs Python 3.12"
 	@echo "make clean        removes the environments and everything that was built"
 
 demo: .venv/demo.done
@@ -46,8 +49,11 @@ docs: .venv/docs.done
 test-oldest: .venv-oldest/oldest.done
 	$(OLDEST)/python -m pytest -q flaxcle tests/test_imports.py tests/test_docs.py
 
+test-newest: .venv-newest/newest.done
+	$(NEWEST)/python -m pytest -q -n $(JOBS)
+
 clean:
-	rm -rf .venv .venv-oldest .pytest_cache .ruff_cache .hypothesis site
+	rm -rf .venv .venv-oldest .venv-newest .pytest_cache .ruff_cache .hypothesis site
 
 .venv/%.done: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "Creating .venv"; $(PYTHON) -m venv .venv; }
@@ -60,4 +66,11 @@ clean:
 	@rm -rf .venv-oldest
 	@$(PYTHON) -m venv .venv-oldest
 	@$(OLDEST)/python $(PIP) -c constraints-oldest.txt -e . pytest
+	@touch $@
+
+.venv-newest/newest.done: pyproject.toml constraints-newest.txt
+	@echo "Creating .venv-newest with the newest jax"
+	@rm -rf .venv-newest
+	@$(NEWEST_PYTHON) -m venv .venv-newest
+	@$(NEWEST)/python $(PIP) -c constraints-newest.txt -e '.[dev]'
 	@touch $@
