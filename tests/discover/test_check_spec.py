@@ -154,7 +154,7 @@ def test_message_names_group_leaf_operation_and_line(fn, group, parts):
         check_spec(fn, params, Spec((group,)), X)
     for part in ["the spec would change the function", *parts]:
         assert part in str(caught.value)
-    assert "scales an output" in str(caught.value) or "test_check.py:" in str(caught.value)
+    assert "scales an output" in str(caught.value) or "test_check_spec.py:" in str(caught.value)
 
 
 def test_shapes_suffice():

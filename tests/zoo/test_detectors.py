@@ -46,7 +46,7 @@ def test_the_box_stays_when_equalized_and_gets_better_in_int8(name: str) -> None
     """Float: the same box to a pixel's hundredth. Int8 against float: nearer than without."""
     example()
     picture = np.load(EXAMPLE / "astronaut.npz")["picture"]
-    plain, int8, equalized, int8_equalized, corrected = import_module("run").rows(name, picture)
+    plain, int8, equalized, int8_equalized, corrected = import_module("boxes").rows(name, picture)
     assert [row.boxes for row in (plain, int8, equalized, int8_equalized, corrected)] == [1] * 5
     assert np.abs(equalized.box - plain.box).max() < 0.01 / 512
     assert equalized.score == pytest.approx(plain.score, abs=1e-4)

@@ -1,6 +1,6 @@
 """Two face detectors in int8, before and after equalization, with every scale found automatically.
 
-    python examples/detectors/run.py [tiny_face | ssd_mobilenetv1] ...
+    python examples/detectors/boxes.py [tiny_face | ssd_mobilenetv1] ...
 
 Weights and activations have one scale a tensor. Calibration sees eight crops of the picture, never
 the whole of it; there is one picture only, so boxes are reported, no accuracy.
