@@ -78,8 +78,9 @@ def check_spec(fn: Callable[..., Any], params: PyTree, spec: Spec, *inputs: Any)
         flaxcle.errors.SpecError: the spec would change the function: 'b' meets in 'add' the scaled
         channels of 'a -> c': channels 0 to 3, add ... What to do: scale 'b' in that group too, ...
     """
-    for group in spec.groups or [None]:
-        check_fit(Spec((group,)) if group else spec, params)
+    # Group by group: whether two of them contradict each other is for the function to say.
+    for part in [Spec((group,)) for group in spec.groups] or [spec]:
+        check_fit(part, params)
     program = trace(fn, params, *inputs)
     interpreter = Interpreter()
     context = interpreter.context

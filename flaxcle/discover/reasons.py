@@ -16,20 +16,11 @@ from flaxcle.jaxpr import Op
 from flaxcle.rules.context import Why
 from flaxcle.spec import Blocked, Group
 
-NONLINEAR = {
-    *(
-        "celu",
-        "elu",
-        "gelu",
-        "hard_sigmoid",
-        "hard_silu",
-        "hard_tanh",
-        "log_sigmoid",
-        "log_softmax",
-    ),
-    *("logsumexp", "mish", "relu6", "selu", "sigmoid", "silu", "soft_sign", "softmax", "softplus"),
-    *("sparse_plus", "squareplus", "swish", "tanh"),
-}
+NONLINEAR = (
+    *("celu", "elu", "gelu", "hard_sigmoid", "hard_silu", "hard_tanh", "log_sigmoid"),
+    *("log_softmax", "logsumexp", "mish", "relu6", "selu", "sigmoid", "silu", "soft_sign"),
+    *("softmax", "softplus", "sparse_plus", "squareplus", "swish", "tanh"),
+)
 
 
 def blocked_axes(
