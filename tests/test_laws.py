@@ -45,7 +45,7 @@ def _scales(name: str) -> fc.Scales:
     return fc.solve(_case(name).params, _case(name).spec)
 
 
-@pytest.fixture(params=[name for name in networks() if build(name).pairs])
+@pytest.fixture(scope="module", params=[name for name in networks() if build(name).pairs])
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
