@@ -49,11 +49,8 @@ def _terms(site: Site, shape: Shape, base: int) -> Terms:
     placed = scale.broadcast(
         scale.transpose(opened, order), tuple(extent[i] for i in order), shape, sorted(axes)
     )
-    return (
-        scale.times(site.power.numerator, placed)
-        if site.power.denominator == 1
-        else tuple(term._replace(power=term.power * site.power) for term in placed)
-    )
+    power = site.power
+    return scale.times(power.numerator if power.denominator == 1 else power, placed)
 
 
 def _flat(index: Index, base: int) -> Terms:

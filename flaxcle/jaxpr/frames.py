@@ -8,7 +8,7 @@ no frame follows (a scan's carry, a while loop) counts as consumed there.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -56,15 +56,6 @@ class Frame:
     def is_dynamic(self, value: Value) -> bool:
         """Whether the value depends on the function's inputs."""
         return id(value) in self.dynamic
-
-    def leaf_behind(self, value: Value, through: Collection[str]) -> Leaf | None:
-        """The leaf that a value is made from by nothing but the operations `through`."""
-        while id(value) not in self.leaves:
-            maker = self.makers.get(id(value))
-            if maker is None or maker.primitive not in through:
-                return None
-            value = maker.inputs[0]
-        return self.leaves[id(value)]
 
     def only_consumer(self, value: Value) -> Op | None:
         """The op that reads the value, when nothing else does."""

@@ -23,7 +23,7 @@ from flaxcle.prune.activity import Activity, measure
 from flaxcle.prune.between import ends_in_consumers, find_shifts
 from flaxcle.prune.readers import Reader, find_readers
 from flaxcle.spec import Group, Site
-from flaxcle.spec.table import channels
+from flaxcle.spec.table import channels, normal_axes
 
 NEGLIGIBLE = 1e-9
 
@@ -161,10 +161,8 @@ class _Pruner:
 
     def _cut(self, site: Site, dead: np.ndarray, masks: Leaves) -> bool:
         """Zeroes channels of a leaf; whether any of them was not zeroed before."""
-        shape = self.shapes[site.path]
-        ids = _channels(site, shape)
-        kept = [n if k in _axes(site, shape) else 1 for k, n in enumerate(shape)]
-        alive = np.where(ids < 0, True, ~dead[ids]).reshape(kept)
+        ids = _on_leaf(site, self.shapes[site.path])
+        alive = np.where(ids < 0, True, ~dead[ids])
         old = masks.get(site.path, np.array(True))
         masks[site.path] = old & alive
         if site.path in self.leaves:
@@ -190,17 +188,20 @@ class _Pruner:
         return np.where(weight > 0, weight * np.where(weight > 0, size, 0.0), 0.0)
 
     def _rest(self, site: Site) -> tuple[int, ...]:
-        shape = self.shapes[site.path]
-        return tuple(axis for axis in range(len(shape)) if axis not in _axes(site, shape))
-
-
-def _axes(site: Site, shape: tuple[int, ...]) -> list[int]:
-    return sorted(axis % len(shape) for axis in site.axes)
+        rank = len(self.shapes[site.path])
+        return tuple(axis for axis in range(rank) if axis not in normal_axes(site, rank))
 
 
 def _channels(site: Site, shape: tuple[int, ...]) -> np.ndarray:
     """The channel of each position along the site's axes in the order in which they lie."""
-    return channels(site, shape).transpose(np.argsort([a % len(shape) for a in site.axes]))
+    return channels(site, shape).transpose(np.argsort(normal_axes(site, len(shape))))
+
+
+def _on_leaf(site: Site, shape: tuple[int, ...]) -> np.ndarray:
+    """The channel of each position of the leaf, as an array that broadcasts."""
+    axes = normal_axes(site, len(shape))
+    kept = [size if axis in axes else 1 for axis, size in enumerate(shape)]
+    return _channels(site, shape).reshape(kept)
 
 
 def _maximum_at(out: np.ndarray, ids: np.ndarray, values: np.ndarray) -> None:
@@ -210,8 +211,7 @@ def _maximum_at(out: np.ndarray, ids: np.ndarray, values: np.ndarray) -> None:
 
 def _meeting(site: Site, reader: Reader, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """The pairs of a reader's input channel and a group's channel that meet in the leaf."""
-    kept = [n if axis in _axes(site, shape) else 1 for axis, n in enumerate(shape)]
-    inner, outer = np.broadcast_arrays(reader.channels(shape), _channels(site, shape).reshape(kept))
+    inner, outer = np.broadcast_arrays(reader.channels(shape), _on_leaf(site, shape))
     inner, outer = inner.ravel(), outer.ravel()
     pairs = np.unique(np.stack([inner, outer])[:, outer >= 0], axis=1)
     return pairs[0], pairs[1]

@@ -83,9 +83,8 @@ def _reader(frame: Frame, op: Op, order: int) -> Reader | None:
     if sum(dynamic) != 1:
         return None
     operand = dynamic.index(True)
-    axes, inputs = (
-        _conv_inputs(op, operand) if "window_strides" in op.params else _dot_inputs(op, operand)
-    )
+    read = _dot_inputs if op.primitive == "dot_general" else _conv_inputs
+    axes, inputs = read(op, operand)
     results = sorted(output_axes(op, 1 - operand).values())
     extent = [op.inputs[1 - operand].shape[axis] for axis in results]
     outputs = Layout.of(results, np.arange(np.prod(extent, dtype=int)).reshape(extent))

@@ -85,8 +85,12 @@ def shard_map(op: Op, args: Sequence[Scale], context: Context) -> Sequence[Scale
 def _names(spec: Any, rank: int, devices: Devices) -> list[tuple[str, ...]]:
     """The mesh axes that split each axis of an array."""
     entries = [*spec, *[None] * (rank - len(spec))]
-    named = [() if e is None else (e,) if isinstance(e, str) else tuple(e) for e in entries]
-    return [tuple(name for name in names if name in devices.sizes) for names in named]
+    return [tuple(name for name in _entry(e) if name in devices.sizes) for e in entries]
+
+
+def _entry(names: Any) -> tuple[str, ...]:
+    """One mesh axis, several, or none."""
+    return () if names is None else (names,) if isinstance(names, str) else tuple(names)
 
 
 def _part(
@@ -134,8 +138,7 @@ def _reduced(op: Op, shards: Shards, shape: Shape, devices: Devices, context: Co
 
 def _gathered(op: Op, shards: Shards, shape: Shape, devices: Devices, context: Context) -> Shards:
     """The parts of all devices side by side, along an axis or along a new one."""
-    names = op.params["axis_name"]
-    names = (names,) if isinstance(names, str) else tuple(names)
+    names = _entry(op.params["axis_name"])
     axis, whole = op.params["all_gather_dimension"], shape_of(op.outputs[0])
     out: Shards = {}
     for place in devices.places:
@@ -148,8 +151,7 @@ def _gathered(op: Op, shards: Shards, shape: Shape, devices: Devices, context: C
 
 def _passed(op: Op, shards: Shards, shape: Shape, devices: Devices, context: Context) -> Shards:
     """What a device gets from another; where nothing arrives there is zero."""
-    names = op.params["axis_name"]
-    names = (names,) if isinstance(names, str) else tuple(names)
+    names = _entry(op.params["axis_name"])
     source = {target: start for start, target in op.params["perm"]}
     out: Shards = {}
     for place in devices.places:
