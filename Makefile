@@ -39,7 +39,7 @@ check: .venv/dev.done .venv/docs.done
 	$(BIN)/mkdocs build --quiet --strict
 	$(BIN)/python -m pytest -q tests/test_docs.py -k documented
 
-bench: .venv/dev.done .venv/demo.done
+bench: .venv/dev.done .venv/bench.done
 	$(BIN)/python -m benchmarks
 
 docs: .venv/docs.done
