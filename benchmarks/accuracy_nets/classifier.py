@@ -1,7 +1,6 @@
 """Training of an image classifier on Fashion-MNIST: SGD with momentum, flips and small shifts.
 
-A module is a class with one attribute, `train`. Invariant: the state after an epoch depends on the
-settings alone, so that a training that was stopped ends where it would have ended.
+A module is a class with one attribute, `train`. Invariant: all randomness is that of the seed.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,9 +19,10 @@ from rich.progress import track
 
 from idx import read_split
 
-from . import storage
 from .fashion import as_inputs
+from .training import State, train
 
+TRAINING_IMAGES = 60_000
 MAX_SHIFT = 2
 TEST_BATCH = 500
 
@@ -38,18 +38,17 @@ class Settings:
     decay: float = 4e-5
     seed: int = 0
 
-    def optimizer(self, steps: int) -> optax.GradientTransformation:
-        """`steps` is the length of an epoch; the rate rises for half of one, then falls to 0."""
-        rate = optax.warmup_cosine_decay_schedule(0.0, self.rate, steps // 2, steps * self.epochs)
+    @property
+    def steps(self) -> int:
+        """In an epoch."""
+        return TRAINING_IMAGES // self.batch
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """The rate rises for half an epoch, then falls to 0."""
+        total = self.steps * self.epochs
+        rate = optax.warmup_cosine_decay_schedule(0.0, self.rate, self.steps // 2, total)
         descent = optax.sgd(rate, self.momentum, nesterov=True)
         return optax.chain(optax.add_decayed_weights(self.decay), descent)
-
-
-class State(NamedTuple):
-    """What a step changes."""
-
-    variables: Any
-    optimizer: Any
 
 
 def augment(images: jax.Array, key: jax.Array) -> jax.Array:
@@ -94,26 +93,32 @@ def accuracy(module: nn.Module, variables: Any, images: np.ndarray, labels: np.n
     return 100 * float(np.mean(np.concatenate([predict(variables, x) for x in batches]) == labels))
 
 
-def train(name: str, module: type[nn.Module], settings: Settings) -> None:
-    """Trains, printing the test accuracy after each epoch, and writes the weights."""
+def run_epoch(
+    step: Callable[[State, np.ndarray, np.ndarray, jax.Array], State],
+    settings: Settings,
+    state: State,
+    epoch: int,
+) -> State:
+    """Each training image once, shuffled; a rest smaller than a batch is left out."""
     images, labels = read_split("train")
-    test, labels = read_split("t10k"), labels.astype(np.int32)
-    steps = len(images) // settings.batch
-    optimizer = settings.optimizer(steps)
-    step, root = make_step(module(train=True), optimizer), jax.random.key(settings.seed)
-    variables = module(train=False).init(root, as_inputs(images[:1]))
-    path = storage.checkpoint_path(name, settings)
-    state, done = storage.load_checkpoint(
-        path, State(variables, optimizer.init(variables["params"]))
+    order = np.random.default_rng((settings.seed, epoch)).permutation(len(images))
+    key = jax.random.fold_in(jax.random.key(settings.seed), epoch)
+    keys = jax.random.split(key, settings.steps)
+    for number in track(range(settings.steps), f"epoch {epoch + 1} of {settings.epochs}"):
+        rows = order[number * settings.batch :][: settings.batch]
+        state = step(state, images[rows], labels[rows].astype(np.int32), keys[number])
+    return state
+
+
+def train_classifier(name: str, module: type[nn.Module], settings: Settings) -> None:
+    """Trains and writes the weights, printing the test accuracy after each epoch."""
+    images, labels = read_split("t10k")
+    optimizer = settings.optimizer()
+    variables = module().init(jax.random.key(settings.seed), as_inputs(images[:1]))
+    train(
+        name,
+        settings,
+        State(variables, optimizer.init(variables["params"])),
+        partial(run_epoch, make_step(module(train=True), optimizer), settings),
+        lambda v: f"{accuracy(module(), v, images, labels):.2f} % of the test images",
     )
-    for epoch in range(done, settings.epochs):
-        order = np.random.default_rng((settings.seed, epoch)).permutation(len(images))
-        keys = jax.random.split(jax.random.fold_in(root, epoch), steps)
-        for number in track(range(steps), f"epoch {epoch + 1} of {settings.epochs}"):
-            rows = order[number * settings.batch :][: settings.batch]
-            state = step(state, images[rows], labels[rows], keys[number])
-        storage.save_checkpoint(path, state, epoch + 1)
-        print(f"{name}, epoch {epoch + 1}: {accuracy(module(), state.variables, *test):.2f} %")
-    storage.save_weights(name, state.variables)
-    stored = accuracy(module(), storage.load_weights(name), *test)
-    print(f"{name}: {stored:.2f} % on the 10,000 test images with the weights as stored")

@@ -37,7 +37,7 @@ def shifted_depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array
     size = kernel.shape[0]
     shape = _output_shape(x, size, stride)
     taps = [(i, j) for i in range(size) for j in range(size)]
-    return sum(_window(x, i, j, shape, stride) * kernel[i, j, 0] for i, j in taps)
+    return sum(_window(x, i, j, shape, stride) * kernel[i, j, None, None] for i, j in taps)
 
 
 def _output_shape(x: jax.Array, size: int, stride: int) -> tuple[int, int]:

@@ -5,8 +5,8 @@ python -m benchmarks.accuracy_nets.train_mobilenet_v2
 
 from __future__ import annotations
 
-from .classifier import Settings, train
+from .classifier import Settings, train_classifier
 from .mobilenet_v2 import MobileNetV2
 
 if __name__ == "__main__":
-    train("mobilenet_v2", MobileNetV2, Settings(epochs=5))
+    train_classifier("mobilenet_v2", MobileNetV2, Settings(epochs=5))
