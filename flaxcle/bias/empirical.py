@@ -10,38 +10,20 @@ difference at once. The invariant: only biases change.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxcle.bias.adds import BiasAdd, find_bias_adds
 from flaxcle.jaxpr import Op, trace
-from flaxcle.jaxpr.graph import CONTRACTIONS
 from flaxcle.paths import PyTree, named_leaves, replace_leaves, wide_dtype
 from flaxcle.quantize.calibrate import Batches, as_inputs, calibrate
 from flaxcle.quantize.config import QuantConfig
 from flaxcle.quantize.fake import ranges_of, run_quantized
-from flaxcle.quantize.flow import Fact, Flow, follow, moved
-from flaxcle.quantize.plan import channel_axes, make_plan
-
-_ELEMENTWISE = ("add", "sub", "mul", "div", "convert_element_type", "copy")
-
-
-@dataclass(frozen=True)
-class _BiasAdd:
-    """An op that adds a bias leaf to a layer's result.
-
-    `axes[k]` is the dimension of the sum that runs along `leaf_axes[k]` of the leaf, `loops` the
-    axis of the leaf that each enclosing scan runs along, or None.
-    """
-
-    name: str
-    leaf: str
-    axes: tuple[int, ...]
-    leaf_axes: tuple[int, ...]
-    loops: tuple[int | None, ...]
+from flaxcle.quantize.flow import follow
+from flaxcle.quantize.plan import make_plan
 
 
 def correct_bias(
@@ -87,14 +69,14 @@ def correct_bias(
     def shifts(params: PyTree, inputs: tuple[Any, ...]) -> dict[str, Any]:
         program = trace(fn, params, *inputs)
         plan = make_plan(program)
-        adds = _bias_adds(plan.flow)
+        adds = find_bias_adds(plan.flow)
         means = program.run(params, inputs, {op: _Mean(add) for op, add in adds.items()}).taps
         fixes = {op: _Fix(add) for op, add in adds.items()}
         feed = {**ranges, **means}
         return run_quantized(program, plan, params, inputs, config, feed, fixes).taps
 
     totals = _totals((shifts(params, inputs), inputs) for inputs in data)
-    adds = _bias_adds(follow(trace(fn, params, *data[0])))
+    adds = find_bias_adds(follow(trace(fn, params, *data[0])))
     return _shifted(params, list(adds.values()), totals)
 
 
@@ -113,7 +95,7 @@ def _totals(samples: Iterable[tuple[Mapping[str, Any], PyTree]]) -> dict[str, np
     return totals
 
 
-def _shifted(params: PyTree, adds: Sequence[_BiasAdd], totals: Mapping[str, np.ndarray]) -> PyTree:
+def _shifted(params: PyTree, adds: Sequence[BiasAdd], totals: Mapping[str, np.ndarray]) -> PyTree:
     """Biases plus the mean shift over all the data and places where each is added."""
     leaves = named_leaves(params)
     by_leaf: dict[str, Any] = {}
@@ -136,7 +118,7 @@ class _Mean:
 
     feeds: tuple[str, ...] = ()
 
-    def __init__(self, add: _BiasAdd) -> None:
+    def __init__(self, add: BiasAdd) -> None:
         self.add = add
         self.order = np.argsort(add.axes)
 
@@ -156,7 +138,7 @@ class _Fix(_Mean):
     Where rounding sends the data into another branch, no mean is known, and nothing is shifted.
     """
 
-    def __init__(self, add: _BiasAdd) -> None:
+    def __init__(self, add: BiasAdd) -> None:
         super().__init__(add)
         self.feeds = (add.name,)
 
@@ -166,62 +148,3 @@ class _Fix(_Mean):
         shape = [out.shape[k] if k in self.add.axes else 1 for k in range(out.ndim)]
         aligned = jnp.where(jnp.isnan(shift), 0, shift).transpose(self.order).reshape(shape)
         return [out + aligned.astype(out.dtype)], {self.add.name: shift}
-
-
-def _bias_adds(flow: Flow) -> dict[Op, _BiasAdd]:
-    """The ops that add a bias leaf along the output channels of a contraction."""
-    channels: dict[int, frozenset[int]] = {}
-    found: dict[Op, _BiasAdd] = {}
-    for op in flow.ops:
-        if op.primitive in CONTRACTIONS:
-            channels[id(op.outputs[0])] = _output_channels(op, flow)
-            continue
-        facts = [flow[value] for value in op.inputs]
-        live = [k for k, fact in enumerate(facts) if fact.dynamic]
-        carried = channels.get(id(op.inputs[live[0]])) if len(live) == 1 else None
-        if not carried:
-            continue
-        channels[id(op.outputs[0])] = _kept_channels(op, live[0], carried)
-        if op.primitive == "add":
-            other = 1 - live[0]
-            add = _bias_add(facts[other], op.inputs[other].shape, len(found))
-            if add is not None and carried.issuperset(add.axes):
-                found[op] = add
-    return found
-
-
-def _bias_add(bias: Fact, shape: tuple[int, ...], number: int) -> _BiasAdd | None:
-    """The bias by its axes of more than one position; None for what is no view of a leaf."""
-    if not bias.leaf or len(bias.view) != len(shape):
-        return None
-    sized = zip(bias.view, shape, strict=True)
-    placed = sorted((axis, k) for k, (axis, n) in enumerate(sized) if axis is not None and n != 1)
-    axes, leaf_axes = tuple(k for _, k in placed), tuple(axis for axis, _ in placed)
-    return _BiasAdd(f"{bias.leaf}+{number}", bias.leaf, axes, leaf_axes, bias.loops)
-
-
-def _output_channels(op: Op, flow: Flow) -> frozenset[int]:
-    weights = [k for k in (0, 1) if not flow[op.inputs[k]].dynamic]
-    if len(weights) != 1:
-        return frozenset()
-    if op.primitive == "conv_general_dilated":
-        return frozenset([op.params["dimension_numbers"].out_spec[1]] if weights == [1] else [])
-    batch = len(op.params["dimension_numbers"][1][0])
-    free = len(channel_axes(op, weights[0])) - batch
-    rank = len(op.outputs[0].shape)
-    start = rank - free if weights == [1] else batch
-    return frozenset(range(start, start + free))
-
-
-def _kept_channels(op: Op, live: int, carried: frozenset[int]) -> frozenset[int]:
-    """Where the output channels are after the op; none when it is not per-channel arithmetic."""
-    old, new = op.inputs[live].shape, op.outputs[0].shape
-    if op.primitive in _ELEMENTWISE and old == new:
-        return carried
-    if op.primitive == "reshape":
-        view = moved(tuple(range(len(old))), old, new)
-        return frozenset(k for k, axis in enumerate(view) if axis in carried)
-    if op.primitive == "transpose":
-        order = op.params["permutation"]
-        return frozenset(k for k, axis in enumerate(order) if axis in carried)
-    return frozenset()
