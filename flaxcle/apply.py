@@ -105,8 +105,9 @@ def equalize(params: PyTree, spec: Spec, *, donate: bool = False, **options: Any
     """
     scales = solve(params, spec, **options)
     leaves = check_fit(spec, params)
-    moving = plan_of(spec, leaves).moving
-    if not moving.groups or options.get("granularity") == "per_channel":
+    ranges, granularity = options.get("ranges", "weights"), options.get("granularity", "per_tensor")
+    moving = plan_of(spec, leaves, ranges, granularity).moving
+    if not moving.groups:
         return params
     return _applied(params, leaves, scales, moving, 1, donate)
 

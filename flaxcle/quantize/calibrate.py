@@ -1,9 +1,13 @@
-"""Calibration: the range of every activation that a quantizer will read, from sample data."""
+"""Calibration: what is known of the activations, from sample data.
+
+The range of every tensor that a quantizer will read, and the magnitude of each channel that a
+weight is multiplied with.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from itertools import chain
 from typing import Any
@@ -15,17 +19,25 @@ import numpy as np
 from flaxcle.errors import CalibrationError, WeightError
 from flaxcle.jaxpr import Op, trace
 from flaxcle.paths import PyTree, is_float, leaf_name, named_leaves, parent, strip_collection
+from flaxcle.quantize.channels import (
+    ChannelRange,
+    Reader,
+    channel_ranges,
+    find_readers,
+    merge_channels,
+)
 from flaxcle.quantize.config import QuantConfig
 from flaxcle.quantize.observe import State, look, merge, range_of
 from flaxcle.quantize.plan import Plan, Quantizer, make_plan
 from flaxcle.tables import Table
 
 Batches = Iterable[Any]
+States = dict[str, State]
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("low", "high", "weights"),
+    data_fields=("low", "high", "weights", "channels"),
     meta_fields=("layers",),
 )
 @dataclass(frozen=True)
@@ -36,6 +48,8 @@ class Calibration:
         low, high: quantizer name -> smallest and largest value; inside `scan` one per iteration.
         weights: leaf path -> array [min, max], as a person reads it in the table.
         layers: (quantizer name, layer) pairs.
+        channels: leaf path -> how large the input that it is multiplied with is in each channel.
+            A weight that is computed from others, or merged with them first, has none.
 
     Example:
         >>> import jax.numpy as jnp, flaxcle as fc
@@ -52,6 +66,15 @@ class Calibration:
     high: dict[str, jax.Array]
     weights: dict[str, jax.Array]
     layers: tuple[tuple[str, str], ...] = ()
+    channels: dict[str, ChannelRange] = field(default_factory=dict)
+
+    def averaged(self) -> Calibration:
+        """The same with the mean magnitude of each channel in the place of its peak.
+
+        `solve` balances with AWQ's magnitudes instead of SmoothQuant's when it gets this one.
+        """
+        means = {path: replace(one, peak=one.mean) for path, one in self.channels.items()}
+        return replace(self, channels=means)
 
     def table(self) -> Table:
         """One row per learnable and per activation: layer, kind, name, min, max."""
@@ -67,12 +90,15 @@ class Calibration:
 
 
 class _Watch:
-    """Action: run the op and report the state of its quantized operands."""
+    """Action: run the op and report the state of its quantized operands, and of its channels."""
 
     feeds: tuple[str, ...] = ()
 
-    def __init__(self, operands: Mapping[int, Quantizer], observer: str) -> None:
+    def __init__(
+        self, operands: Mapping[int, Quantizer], reader: Reader | None, observer: str
+    ) -> None:
         self.operands = {k: q for k, q in operands.items() if not q.weight}
+        self.reader = reader
         self.observer = observer
 
     def __call__(self, op: Op, operands: list[Any], feed: Mapping[str, Any]) -> Any:
@@ -80,6 +106,9 @@ class _Watch:
         for k, quantizer in self.operands.items():
             state = look(operands[k], self.observer)
             taps |= {f"{quantizer.name}:{key}": value for key, value in state.items()}
+        if self.reader is not None:
+            state = self.reader.look(operands[self.reader.operand])
+            taps |= {f"{self.reader.name}:{key}": value for key, value in state.items()}
         return op.bind(*operands), taps
 
 
@@ -102,7 +131,8 @@ def calibrate(
         config: `act_observer`, `percentile` and `momentum` are used, and `act_bits` by `"mse"`.
 
     Returns:
-        The ranges, keyed by quantizer; `fake_quant` reads them.
+        The ranges, keyed by quantizer, which `fake_quant` reads, and the channels, keyed by
+        weight, which `solve` reads.
 
     Raises:
         CalibrationError: no batch, a NaN or infinite activation, or a quantizer that no batch
@@ -128,7 +158,8 @@ def calibrate(
     weights = _extremes({p: x for p, x in named_leaves(params).items() if _has_range(x)})
     plan = make_plan(trace(fn, params, *first))
     _check_weights(plan, weights)
-    states = _collect(fn, params, chain([first], data), config)
+    readers = find_readers(plan.flow).values()
+    states, channels = _collect(fn, params, chain([first], data), config)
     _check_finite(states)
     find = jax.jit(partial(range_of, config=config))
     ranges = {name: find(state) for name, state in states.items()}
@@ -137,38 +168,45 @@ def calibrate(
         {name: high for name, (_, high) in ranges.items()},
         weights,
         tuple((q.name, q.layer) for q in plan.activations().values()),
+        channel_ranges(tuple(readers), channels),
     )
 
 
 def _collect(
     fn: Callable[..., Any], params: PyTree, data: Iterable[tuple[Any, ...]], config: QuantConfig
-) -> dict[str, State]:
-    """The states of all activation quantizers, over all batches."""
-    watch = jax.jit(partial(_watch, fn, config.act_observer))
-    join = jax.jit(partial(_join, observer=config.act_observer, momentum=config.momentum))
+) -> tuple[States, States]:
+    """The states of all activation quantizers and of all readers, over all batches."""
+    watch = jax.jit(partial(watched, fn, config.act_observer))
+    join = jax.jit(partial(joined, observer=config.act_observer, momentum=config.momentum))
     return reduce(join, (watch(params, inputs) for inputs in data))
 
 
-def _watch(
+def watched(
     fn: Callable[..., Any], observer: str, params: PyTree, inputs: tuple[Any, ...]
-) -> dict[str, State]:
-    """The states of all activation quantizers on one batch."""
+) -> tuple[States, States]:
+    """The states of all activation quantizers and of all readers on one batch."""
     program = trace(fn, params, *inputs)
     plan = make_plan(program)
-    watches = {op: _Watch(operands, observer) for op, operands in plan.at.items()}
+    readers = find_readers(plan.flow)
+    watches = {op: _Watch(ks, readers.get(op), observer) for op, ks in plan.at.items()}
     outputs, taps = program.run(params, inputs, watches)
-    states: dict[str, State] = {}
+    states: States = {}
     for tap, value in taps.items():
         name, _, key = tap.rpartition(":")
         states.setdefault(name, {})[key] = value
+    channels = {reader.name: states.pop(reader.name) for reader in readers.values()}
     ends = zip([*plan.inputs, *plan.outputs], [*jax.tree.leaves(inputs), *outputs], strict=True)
-    return states | {q.name: look(jnp.asarray(x), observer) for q, x in ends if q is not None}
+    own = {q.name: look(jnp.asarray(x), observer) for q, x in ends if q is not None}
+    return states | own, channels
 
 
-def _join(
-    old: dict[str, State], new: dict[str, State], observer: str, momentum: float
-) -> dict[str, State]:
-    return {name: merge(old[name], new[name], observer, momentum) for name in old}
+def joined(
+    old: tuple[States, States], new: tuple[States, States], observer: str, momentum: float
+) -> tuple[States, States]:
+    """The states of two batches as those of one."""
+    states = {name: merge(old[0][name], new[0][name], observer, momentum) for name in old[0]}
+    channels = {name: merge_channels(old[1][name], new[1][name]) for name in old[1]}
+    return states, channels
 
 
 @jax.jit

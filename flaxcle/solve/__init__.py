@@ -17,15 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxcle.errors import WeightError
+from flaxcle.errors import CalibrationError, WeightError
 from flaxcle.paths import PyTree, dtype_of, shape_of
-from flaxcle.ranges import core_of, mesh_of
+from flaxcle.ranges import core_of, mesh_of, replicated
 from flaxcle.solve.entries import known_entries, listed_magnitudes
 from flaxcle.solve.fixpoint import Problem, Solution, converge
 from flaxcle.solve.guards import Balance, balance_of
 from flaxcle.solve.layout import Layout, make_layouts
-from flaxcle.solve.options import Numbers, Options, checked
-from flaxcle.solve.plan import Plan, make_plan
+from flaxcle.solve.options import Magnitude, Numbers, Options, Ranges, checked, magnitudes
+from flaxcle.solve.plan import Plan, input_of, make_plan
 from flaxcle.solve.search import first_reading
 from flaxcle.spec import Scales, Spec, check_fit
 
@@ -34,7 +34,7 @@ def solve(
     params: PyTree,
     spec: Spec,
     *,
-    ranges: Literal["weights"] = "weights",
+    ranges: Ranges = "weights",
     alpha: float = 0.5,
     granularity: Literal["per_tensor", "per_channel"] = "per_tensor",
     power_of_two: bool = False,
@@ -54,14 +54,27 @@ def solve(
     kernel, such as a norm, the larger of its vectors counts. Biases and bounds are moved, but do
     not count. A channel that is numerically zero on one side keeps scale 1.
 
+    With a calibration, the input of each kernel is known, and where it is, `r_act`, the logarithm
+    of `max |x|` over the data, takes the place of `r_out`, and `r_in` is the largest of all
+    readers: the producer is multiplied by
+
+        scale = max |W|**(1 - alpha) / max |x|**alpha
+
+    which is the inverse of SmoothQuant's. A scale multiplies the input of every kernel that it
+    divides, so that groups which share a kernel meet at a common fixpoint here, too. Groups whose
+    kernels have no record are balanced by weights.
+
     Args:
         params: the pytree of weights; may be tracers, sharded, or NumPy arrays.
         spec: which scales may move. Groups that are `held` stay at 1.
-        ranges: where the ranges come from: `"weights"`.
-        alpha: weight of the producers' ranges; 1/2 is cross-layer equalization.
+        ranges: where the ranges come from: `"weights"`, or a `Calibration` of the function at
+            these params; with `calibration.averaged()` the mean of `|x|` counts, as in AWQ.
+        alpha: weight of the ranges where a channel is made; 1/2 is cross-layer equalization. With
+            a calibration it moves difficulty from activations to weights: at 1 all channels of
+            an activation get equal ranges, at 0 the rows of the weights do.
         granularity: of the weights' quantizer. With a step for each output channel there is no
-            tensor to stand out of, and balancing the ranges was measured to cost 3 dB: all scales
-            are 1 for `"per_channel"`.
+            tensor to stand out of, and balancing the weights was measured to cost 3 dB: for
+            `"per_channel"` only groups with calibrated kernels move.
         power_of_two: rounds the scales to powers of two, which makes applying them exact.
         max_scale: no scale is larger, or smaller than its inverse.
         tol: no balance would change a scale by a larger factor than `1 + tol`.
@@ -72,6 +85,7 @@ def solve(
 
     Raises:
         ConfigError: an option is out of its range.
+        CalibrationError: the calibration has no channels, or those of other params.
         SpecError, PathError: the spec does not fit the params; see `check_fit`.
         WeightError: a leaf is not of a real float dtype, or holds NaN or infinity. Values are
             looked at only when they are concrete; under `jit` such channels keep scale 1.
@@ -85,31 +99,54 @@ def solve(
 
     References:
         Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
-        Correction", eq. 11; the balance with `alpha` is that of Xiao et al. 2023, "SmoothQuant".
+        Correction", eq. 11. Xiao et al. 2023, "SmoothQuant", arXiv:2211.10438, eq. 4. Lin et al.
+        2024, "AWQ", arXiv:2306.00978, section 3.2 (mean magnitudes).
     """
     options = checked(Options(ranges, alpha, granularity, power_of_two, max_scale, tol, max_sweeps))
     leaves = check_fit(spec, params)
-    plan = plan_of(spec, leaves)
-    if not plan.terms or granularity == "per_channel":
+    plan = plan_of(spec, leaves, ranges, granularity)
+    if not plan.terms:
         return _at_one(plan)
-    moving = {path: leaves[path] for path in plan.leaves}
-    scales, finite = _solve(moving, options.numbers, plan)
-    _check_finite(moving, finite)
+    moving = {path: leaves[path] for path in plan.leaves if path in leaves}
+    known = {input_of(path): one.peak for path, one in magnitudes(ranges).items()}
+    inputs = {path: peak for path, peak in known.items() if path in plan.leaves}
+    scales, finite = _solve(moving, inputs, options.numbers, plan)
+    _check_finite(moving | inputs, finite)
     return scales
 
 
-def plan_of(spec: Spec, leaves: Mapping[str, Any]) -> Plan:
-    """The plan for leaves that a spec fits."""
+def plan_of(spec: Spec, leaves: Mapping[str, Any], ranges: Ranges, granularity: str) -> Plan:
+    """The plan for leaves that a spec fits, and for what is known of their inputs."""
     paths = dict.fromkeys(site.path for group in spec.groups for site in group.sites)
-    return make_plan(spec, tuple((path, shape_of(leaves[path])) for path in paths))
+    shapes = {path: shape_of(leaves[path]) for path in paths}
+    known = {path: one for path, one in magnitudes(ranges).items() if path in paths}
+    for path, one in known.items():
+        _check_input(path, one, shapes[path])
+        shapes[input_of(path)] = shape_of(one.peak)
+    axes = tuple((path, tuple(one.axes)) for path, one in known.items())
+    return make_plan(spec, tuple(shapes.items()), axes, granularity == "per_tensor")
+
+
+def _check_input(path: str, known: Magnitude, shape: tuple[int, ...]) -> None:
+    inside = all(axis < len(shape) for axis in known.axes)
+    if not inside or shape_of(known.peak) != tuple(shape[axis] for axis in known.axes):
+        raise CalibrationError(
+            "the calibration belongs to another network",
+            where=f"{path!r} has shape {shape}, its input {shape_of(known.peak)} along axes "
+            f"{known.axes}",
+            then="calibrate the function with these params",
+        )
 
 
 @partial(jax.jit, static_argnames="plan")
-def _solve(leaves: dict[str, Any], options: Numbers, plan: Plan) -> tuple[Scales, jax.Array]:
+def _solve(
+    weights: dict[str, Any], inputs: dict[str, Any], options: Numbers, plan: Plan
+) -> tuple[Scales, jax.Array]:
     """The scales, and whether all ranges are finite."""
-    cores = {p: core_of(leaves[p], leaf.axes, leaf.folds) for p, leaf in plan.leaves.items()}
     scales, finite = _at_one(plan), jnp.asarray(True)
-    mesh = mesh_of(*leaves.values())
+    mesh = mesh_of(*weights.values())
+    leaves = weights | {path: replicated(peak, mesh) for path, peak in inputs.items()}
+    cores = {p: core_of(leaves[p], leaf.axes, leaf.folds) for p, leaf in plan.leaves.items()}
     for layout in make_layouts(plan):
         reading, starts = first_reading(layout, cores, mesh)
         magnitudes = listed_magnitudes(layout, cores, mesh)
@@ -155,7 +192,7 @@ def _with(scales: Scales, layout: Layout, solution: Solution, kept: jax.Array) -
 def _at_one(plan: Plan) -> Scales:
     """Scale 1 everywhere; groups without a range on both sides are kept there by a guard."""
     kept = {
-        group.name: jnp.full(group.shape, not group.held and number not in plan.terms)
+        group.name: jnp.full(group.shape, number in plan.bare)
         for number, group in enumerate(plan.spec.groups)
     }
     zero = jnp.asarray(0.0, jnp.float32)

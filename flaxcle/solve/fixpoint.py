@@ -63,6 +63,7 @@ class Problem:
         rows = [entries.ranges(exponents) for entries in self.known[number]]
         rows = jnp.concatenate([*rows, searched])[colour.order]
         weights = self.balance.coefficients[number]
+        rows = colour.joined(rows, weights != 0)
         balance = colour.to_channels(jnp.where(weights != 0, weights * rows, 0.0), jnp.add)
         here = slice(colour.start, colour.stop)
         return jnp.clip(balance, self.balance.low[here], self.balance.high[here])

@@ -80,6 +80,18 @@ class Colour:
         kinds = np.concatenate([np.full(block.size, block.kind) for block in self.blocks])
         return np.argsort(np.argsort(kinds, kind="stable"))
 
+    def joined(self, rows: jax.Array, counted: jax.Array) -> jax.Array:
+        """The rows, but for each that is joined the largest of its side that is counted."""
+        joined = np.concatenate([np.full(b.size, b.term.joined) for b in self.blocks])
+        if not joined.any():
+            return rows
+        size = jnp.where(counted, rows / np.abs(self.powers), -jnp.inf)
+        for side in (self.powers > 0, self.powers < 0):
+            top = self.to_channels(jnp.where(side, size, -jnp.inf), jnp.maximum)
+            largest = self.to_rows(top) * np.abs(self.powers)
+            rows = jnp.where(side & joined, largest, rows)
+        return rows
+
     def to_channels(self, rows: jax.Array, combine: Callable[..., jax.Array]) -> jax.Array:
         """Combines the rows of each channel."""
         first, *rest = np.cumsum(self.prefixes)

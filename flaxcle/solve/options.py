@@ -6,21 +6,48 @@ The invariant: none of them is static under `jit`.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from flaxcle.errors import ConfigError
+from flaxcle.errors import CalibrationError, ConfigError
 
 LARGEST_SCALE = 2.0**60  # two of them on one leaf still make a finite float32 factor
 FLOOR = -30.0  # log2 of the smallest product of ranges that counts, relative to its group
 SMALLEST_TOL = 1e-6  # what float32 logarithms can tell apart
 
 
+class Magnitude(Protocol):
+    """How large the input of a weight is: `peak` has the weight's shape along `axes`."""
+
+    @property
+    def peak(self) -> Any:
+        """The magnitude of each channel."""
+        ...
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Axes of the weight, ascending."""
+        ...
+
+
+class HasChannels(Protocol):
+    """What `solve` reads of a calibration: leaf path -> magnitude of its input."""
+
+    @property
+    def channels(self) -> Mapping[str, Magnitude]:
+        """The magnitudes."""
+        ...
+
+
+Ranges = Literal["weights"] | HasChannels
+
+
 class Options(NamedTuple):
     """See `solve`."""
 
-    ranges: str
+    ranges: Any
     alpha: float
     granularity: str
     power_of_two: bool
@@ -57,8 +84,9 @@ def checked(options: Options) -> Options:
 
     Raises:
         ConfigError: one is not.
+        CalibrationError: no channels were recorded.
     """
-    _one_of("ranges", options.ranges, ("weights",))
+    _check_ranges(options.ranges)
     _one_of("granularity", options.granularity, ("per_tensor", "per_channel"))
     _between("alpha", options.alpha, 0.0, 1.0)
     _between("max_scale", options.max_scale, 1.0, LARGEST_SCALE)
@@ -69,6 +97,24 @@ def checked(options: Options) -> Options:
     if not isinstance(sweeps, int) or isinstance(sweeps, bool) or sweeps < 1:
         raise _wrong("max_sweeps", sweeps, "a whole number from 1")
     return options
+
+
+def magnitudes(ranges: Ranges) -> Mapping[str, Magnitude]:
+    """The magnitudes that are known of the weights' inputs."""
+    return {} if isinstance(ranges, str) else ranges.channels
+
+
+def _check_ranges(ranges: Any) -> None:
+    if isinstance(ranges, str) or not hasattr(ranges, "channels"):
+        if ranges != "weights":
+            value = ranges if isinstance(ranges, str) else type(ranges)
+            raise _wrong("ranges", value, "'weights' or a Calibration")
+    elif not ranges.channels:
+        raise CalibrationError(
+            "the calibration has recorded no input of a weight",
+            where="its field channels is empty",
+            then="calibrate again, or leave out ranges to balance by weights alone",
+        )
 
 
 def _one_of(name: str, value: Any, accepted: tuple[str, ...]) -> None:

@@ -1,14 +1,15 @@
 """What of a spec moves: leaves, the links between groups and leaves, and the terms of each balance.
 
 A *link* is a row of the central table that multiplies a leaf while the solver runs; a *term* is a
-range that takes part in the balance of a group. The invariant: everything here is static, read
-from the spec and the shapes alone.
+range that takes part in the balance of a group. The input of a calibrated weight is a leaf like
+any other: a scale that divides the weight multiplies its input. The invariant: everything here is
+static, read from the spec and the shapes alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -79,10 +80,12 @@ class Leaf:
 class Term:
     """One range in the balance of a group: the largest over `links`.
 
-    Several links only where vectors that nothing else moves stand in for a missing kernel.
+    Several links only where vectors that nothing else moves stand in for a missing kernel. Where
+    `joined`, the largest range of a side counts, not the mean of its logarithms.
     """
 
     links: tuple[Link, ...]
+    joined: bool = False
 
     @property
     def power(self) -> float:
@@ -99,12 +102,14 @@ class Plan:
         moving: the groups that move, alone.
         leaves: their leaves by path.
         terms: number of each moving group in `spec` -> its balance.
+        bare: the groups that would move if they had a range on both sides.
     """
 
     spec: Spec
     moving: Spec
     leaves: Mapping[str, Leaf]
     terms: Mapping[int, tuple[Term, ...]]
+    bare: frozenset[int]
 
     @property
     def links(self) -> tuple[Link, ...]:
@@ -113,32 +118,66 @@ class Plan:
 
 
 @lru_cache(maxsize=256)
-def make_plan(spec: Spec, shapes: tuple[tuple[str, Shape], ...]) -> Plan:
-    """The plan for a spec and the shapes of its leaves, which must fit."""
+def make_plan(
+    spec: Spec,
+    shapes: tuple[tuple[str, Shape], ...],
+    inputs: tuple[tuple[str, Axes], ...] = (),
+    weights: bool = True,
+) -> Plan:
+    """The plan for a spec and the shapes of its leaves and their inputs, which must fit.
+
+    Args:
+        spec: all groups.
+        shapes: of each leaf, and of the input (`input_of`) of each calibrated one.
+        inputs: the axes of each calibrated leaf that its input runs along.
+        weights: whether groups without a calibrated consumer move.
+    """
     shape_of = dict(shapes)
-    chosen = {
-        number: balanced_sites(group, shape_of)
-        for number, group in enumerate(spec.groups)
-        if not group.held
-    }
-    moving = {number: sites for number, sites in chosen.items() if sites}
+    free = {number: group for number, group in enumerate(spec.groups) if not group.held}
+    read = {n: input_sites(group, dict(inputs), shape_of) for n, group in free.items()}
+    sites = {n: balanced_sites(group, read[n], shape_of) for n, group in free.items()}
+    moving = [number for number in free if sites[number] and (weights or read[number])]
     rows: dict[str, list[tuple[int, Site]]] = {}
     for number in moving:
-        for site in spec.groups[number].sites:
+        for site in (*free[number].sites, *read[number]):
             rows.setdefault(site.path, []).append((number, site))
-    leaves = {path: _leaf(path, shape_of[path], sites) for path, sites in rows.items()}
-    terms = {number: _terms(number, sites, leaves) for number, sites in moving.items()}
-    return Plan(spec, Spec(tuple(spec.groups[number] for number in moving)), leaves, terms)
+    leaves = {path: _leaf(path, shape_of[path], found) for path, found in rows.items()}
+    terms = {n: _terms(n, sites[n], leaves, joined=bool(read[n])) for n in moving}
+    bare = frozenset(number for number in free if not sites[number])
+    return Plan(spec, Spec(tuple(free[number] for number in moving)), leaves, terms, bare)
 
 
-def balanced_sites(group: Group, shapes: Mapping[str, Shape]) -> list[tuple[Site, ...]]:
+def input_of(path: str) -> str:
+    """The name under which the input of a weight is a leaf."""
+    return f"{path} (input)"
+
+
+def input_sites(
+    group: Group, inputs: Mapping[str, Axes], shapes: Mapping[str, Shape]
+) -> tuple[Site, ...]:
+    """The rows of the calibrated inputs that a group's scale multiplies."""
+    found = []
+    for site in group.consumers:
+        kept = inputs.get(site.path, ())
+        axes = normal_axes(site, len(shapes[site.path]))
+        if kept and set(axes) <= set(kept):
+            place = tuple(kept.index(axis) for axis in axes)
+            found.append(Site(input_of(site.path), place, -site.power, site.index))
+    return tuple(found)
+
+
+def balanced_sites(
+    group: Group, inputs: Sequence[Site], shapes: Mapping[str, Shape]
+) -> list[tuple[Site, ...]]:
     """The sites whose ranges a group balances, joined to terms; none when a side has no range.
 
     These are the kernels and embeddings, for their range sets the step of a quantizer. On a side
     without one (a norm) the vectors stand in for the range of the activation that they bound.
+    Where that range is known, it counts, and the producers don't.
     """
-    sides = [_carriers(side, shapes) for side in (group.producers, group.consumers)]
-    return [term for side in sides for term in side] if all(sides) else []
+    made = [(site,) for site in inputs] or _carriers(group.producers, shapes)
+    read = _carriers(group.consumers, shapes)
+    return [*made, *read] if made and read else []
 
 
 def _carriers(side: tuple[Site, ...], shapes: Mapping[str, Shape]) -> list[tuple[Site, ...]]:
@@ -215,13 +254,14 @@ def _folded(leaf: Leaf, fold: Fold) -> Leaf:
 
 
 def _terms(
-    number: int, sites: list[tuple[Site, ...]], leaves: Mapping[str, Leaf]
+    number: int, sites: list[tuple[Site, ...]], leaves: Mapping[str, Leaf], *, joined: bool
 ) -> tuple[Term, ...]:
     terms: list[Term] = []
-    for joined in sites:
-        links = tuple(_link_of(number, site, leaves[site.path]) for site in joined)
+    for together in sites:
+        links = tuple(_link_of(number, site, leaves[site.path]) for site in together)
         alone = all(len(leaves[link.leaf].links) == 1 for link in links)
-        terms += [Term(links)] if alone else [Term((link,)) for link in links]
+        parts = [links] if alone else [(link,) for link in links]
+        terms += [Term(part, joined) for part in parts]
     return tuple(terms)
 
 

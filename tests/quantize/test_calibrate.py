@@ -257,7 +257,7 @@ def test_a_module_without_a_parent_has_an_empty_layer() -> None:
 def test_calibration_is_a_pytree() -> None:
     calibration = calibrate(mlp, PARAMS, [DATA], MINMAX)
     leaves, tree = jax.tree.flatten(calibration)
-    assert len(leaves) == 2 * 3 + 4
+    assert len(leaves) == 2 * 3 + 4 + 2 * 2
     doubled = jax.tree.map(lambda leaf: 2 * leaf, calibration)
     assert isinstance(doubled, Calibration)
     assert doubled.layers == calibration.layers

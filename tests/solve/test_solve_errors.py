@@ -22,7 +22,7 @@ PAIR = Spec((Group("g", (3,), (Site("a", (1,)), Site("b", (0,), -1))),))
     [
         (
             {"ranges": "activations"},
-            "ranges='activations' is not possible. What to do: pass 'weights'.",
+            "ranges='activations' is not possible. What to do: pass 'weights' or a Calibration.",
         ),
         (
             {"granularity": "per_group"},
