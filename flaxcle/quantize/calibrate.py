@@ -48,8 +48,9 @@ class Calibration:
         low, high: quantizer name -> smallest and largest value; inside `scan` one per iteration.
         weights: leaf path -> array [min, max], as a person reads it in the table.
         layers: (quantizer name, layer) pairs.
-        channels: leaf path -> how large the input that it is multiplied with is in each channel.
-            A weight that is computed from others, or merged with them first, has none.
+        channels: leaf path -> how large the input that it is multiplied with is in each channel:
+            `peak`, `mean`, and the `axes` of the leaf that they lie along. A weight that is
+            computed from others has none.
 
     Example:
         >>> import jax.numpy as jnp, flaxcle as fc

@@ -88,7 +88,7 @@ def checked(options: Options) -> Options:
     """
     _check_ranges(options.ranges)
     _one_of("granularity", options.granularity, ("per_tensor", "per_channel"))
-    _between("alpha", options.alpha, 0.0, 1.0)
+    check_alpha(options.alpha)
     _between("max_scale", options.max_scale, 1.0, LARGEST_SCALE)
     _between("tol", options.tol, SMALLEST_TOL, 1.0)
     if not isinstance(options.power_of_two, bool):
@@ -97,6 +97,11 @@ def checked(options: Options) -> Options:
     if not isinstance(sweeps, int) or isinstance(sweeps, bool) or sweeps < 1:
         raise _wrong("max_sweeps", sweeps, "a whole number from 1")
     return options
+
+
+def check_alpha(alpha: Any) -> None:
+    """Raises ConfigError unless it is a number from 0 to 1."""
+    _between("alpha", alpha, 0.0, 1.0)
 
 
 def magnitudes(ranges: Ranges) -> Mapping[str, Magnitude]:
