@@ -25,7 +25,7 @@ LEVELS = (
     ("apply",),
     ("fold", "clips", "prune"),
     ("quantize",),
-    ("bias",),
+    ("bias", "rounding"),
     ("learn",),
     ("recipe",),
     ("verify", "compare", "report", "plot", "cli"),

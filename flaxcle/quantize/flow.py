@@ -19,7 +19,7 @@ from flaxcle.jaxpr.graph import CONTRACTIONS
 from flaxcle.jaxpr.trace import scan_arity
 
 _SAME = ("convert_element_type", "copy", "optimization_barrier", "sharding_constraint")
-_LAYOUT = (*_SAME, "reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "rev")
+LAYOUT = (*_SAME, "reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "rev")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _leave(flow: Flow, op: Op, facts: Sequence[Fact]) -> None:
     origins = frozenset().union(*(fact.origins for fact in facts))
     starts = (*CONTRACTIONS, "gather")
     new = op.primitive in starts or bool(op.bodies) or op in flow.residual
-    source = facts[0] if op.primitive in _LAYOUT and facts[0].leaf else None
+    source = facts[0] if op.primitive in LAYOUT and facts[0].leaf else None
     for value in op.outputs:
         own = flow.origin(value) if new and origins else origins
         view = _view(op, source, value) if source else ()

@@ -16,6 +16,7 @@ from flaxcle.paths import wide_dtype
 from flaxcle.quantize.config import QuantConfig
 from flaxcle.quantize.grid import make_grid, snap
 from flaxcle.quantize.observe import best_fraction
+from flaxcle.quantize.order import quantile
 
 Range = tuple[jax.Array, jax.Array]
 
@@ -25,25 +26,25 @@ def snap_weight(w: jax.Array, config: QuantConfig, channel_axes: tuple[int, ...]
     bits = config.weight_bits
     if bits is None:
         return w
-    wide = jax.lax.stop_gradient(w).astype(wide_dtype(w.dtype))
-    kept = channel_axes if config.weight_granularity == "per_channel" else ()
-    rest = tuple(k for k in range(w.ndim) if k not in kept)
-    low, high = _range(wide, rest, config, bits)
+    low, high = weight_range(w, config, channel_axes)
     return snap(w, make_grid(low, high, bits, symmetric=config.weight_symmetric))
 
 
-def _range(w: jax.Array, rest: tuple[int, ...], config: QuantConfig, bits: int) -> Range:
-    """The range over the axes `rest`, which stay with size one."""
+def weight_range(w: jax.Array, config: QuantConfig, channel_axes: tuple[int, ...]) -> Range:
+    """The range of a weight, in float32 or wider; axes with one range in all have size one."""
+    w = jax.lax.stop_gradient(w).astype(wide_dtype(w.dtype))
+    kept = channel_axes if config.weight_granularity == "per_channel" else ()
+    rest = tuple(k for k in range(w.ndim) if k not in kept)
     if config.weight_observer == "percentile":
-        tail = (100.0 - config.percentile) / 2
-        ends = jnp.percentile(w, jnp.array([tail, 100.0 - tail], w.dtype), rest, keepdims=True)
-        return ends[0], ends[1]
+        tail = (100.0 - config.percentile) / 200.0
+        return quantile(w, tail, rest), quantile(w, 1.0 - tail, rest)
     low, high = jnp.min(w, rest, keepdims=True), jnp.max(w, rest, keepdims=True)
     if config.weight_observer == "minmax":
         return low, high
+    bits, symmetric = config.weight_bits or 8, config.weight_symmetric
 
     def error(fraction: jax.Array) -> jax.Array:
-        grid = make_grid(fraction * low, fraction * high, bits, symmetric=config.weight_symmetric)
+        grid = make_grid(fraction * low, fraction * high, bits, symmetric=symmetric)
         return jnp.sum((w - snap(w, grid)) ** 2, rest, keepdims=True)
 
     best = best_fraction(error, w.dtype)
