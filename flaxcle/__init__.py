@@ -2,7 +2,10 @@
 
 from flaxcle.apply import apply_scales as apply_scales
 from flaxcle.apply import equalize as equalize
+from flaxcle.bias import absorb_bias as absorb_bias
+from flaxcle.bias import absorbable as absorbable
 from flaxcle.bias import correct_bias as correct_bias
+from flaxcle.bias import correct_bias_analytic as correct_bias_analytic
 from flaxcle.clips import expose_clips as expose_clips
 from flaxcle.compare import compare as compare
 from flaxcle.compare import sqnr as sqnr

@@ -8,7 +8,11 @@ other axis of the result (a position embedding) is no bias.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import jax
+import numpy as np
 
 from flaxcle.jaxpr import Op
 from flaxcle.jaxpr.graph import CONTRACTIONS
@@ -31,6 +35,16 @@ class BiasAdd:
     axes: tuple[int, ...]
     leaf_axes: tuple[int, ...]
     loops: tuple[int | None, ...]
+
+    def per_channel(self, reduce: Callable[..., jax.Array], out: jax.Array) -> jax.Array:
+        """A statistic over everything but the bias's axes, in the leaf's order."""
+        rest = tuple(k for k in range(out.ndim) if k not in self.axes)
+        return reduce(out, rest).transpose(np.argsort(np.argsort(self.axes)))
+
+    def spread(self, values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Values in the leaf's order, shaped to meet a result of this shape."""
+        extent = [shape[k] if k in self.axes else 1 for k in range(len(shape))]
+        return values.transpose(np.argsort(self.axes)).reshape(extent)
 
 
 def find_bias_adds(flow: Flow) -> dict[Op, BiasAdd]:

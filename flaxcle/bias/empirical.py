@@ -120,12 +120,9 @@ class _Mean:
 
     def __init__(self, add: BiasAdd) -> None:
         self.add = add
-        self.order = np.argsort(add.axes)
 
     def mean(self, out: jax.Array) -> jax.Array:
-        rest = tuple(k for k in range(out.ndim) if k not in self.add.axes)
-        wide = out.astype(wide_dtype(out.dtype))
-        return jnp.mean(wide, rest).transpose(np.argsort(self.order))
+        return self.add.per_channel(jnp.mean, out.astype(wide_dtype(out.dtype)))
 
     def __call__(self, op: Op, operands: list[Any], feed: Mapping[str, Any]) -> Any:
         (out,) = op.bind(*operands)
@@ -145,6 +142,5 @@ class _Fix(_Mean):
     def __call__(self, op: Op, operands: list[Any], feed: Mapping[str, Any]) -> Any:
         (out,) = op.bind(*operands)
         shift = feed[self.add.name] - self.mean(out)
-        shape = [out.shape[k] if k in self.add.axes else 1 for k in range(out.ndim)]
-        aligned = jnp.where(jnp.isnan(shift), 0, shift).transpose(self.order).reshape(shape)
+        aligned = self.add.spread(jnp.where(jnp.isnan(shift), 0, shift), out.shape)
         return [out + aligned.astype(out.dtype)], {self.add.name: shift}

@@ -56,7 +56,7 @@ def measure(
     def pushed(tree: PyTree, args: Any, sign: Any) -> Any:
         return program.run(tree, args, {reader.op: _Push(reader, sign) for reader in every}).taps
 
-    probes = [_probe(inputs, seed) for seed in SEEDS]
+    probes = [probe(inputs, seed) for seed in SEEDS]
     still = _zeroed(params, readers)
     without_biases = _zeroed(still, shifts)
     runs = [run(tree, probe) for tree in (params, still) for probe in probes]
@@ -113,7 +113,8 @@ def _host(reader: Reader, taps: Mapping[str, jax.Array]) -> np.ndarray:
     return tap.max(axis=tuple(range(loops))).ravel()
 
 
-def _probe(inputs: Sequence[Any], seed: int) -> Any:
+def probe(inputs: Sequence[Any], seed: int) -> Any:
+    """Random inputs of the same shapes; integers are zero."""
     rng = np.random.default_rng(seed)
 
     def draw(leaf: Any) -> jax.Array:
