@@ -36,8 +36,8 @@ def correct_bias_analytic(
     `b -= (Q(W) - W) E[x]` for each convolution and matrix product with a bias behind it, where
     E[x] is the mean of its input. Behind a BatchNorm a channel is Gaussian with mean beta and
     deviation |gamma|; from there its distribution is followed through activations, clips, sums,
-    pools, means and further layers (as Gaussian again, channels and positions independent, zero
-    padding left out) to the next one. Floating inputs count as standard normal. Behind an op
+    pools, means and further layers (as Gaussian again, channels and positions independent) to the
+    next one. Floating inputs count as standard normal. Behind an op
     without a rule (attention, gates, loops) nothing is corrected until the next BatchNorm. The
     rounding of activations is left to `correct_bias`, which needs data and is the better one.
 

@@ -38,6 +38,8 @@ def norm_statistics(
     Raises:
         TraceError: `before` has another structure than the variables.
     """
+    if before is not None:
+        _check_structure(variables, before)
     leaves = named_leaves(variables if before is None else before)
     found = find_norms(frames(program))
     uses = [use for own in found.values() for use in own if not use.frame.scans]
@@ -46,7 +48,6 @@ def norm_statistics(
     uses = [use for use in uses if id(use.out) in makers and not _is_idle(use.norm, leaves)]
     own = {use: _own(use, leaves) for use in uses}
     if before is not None:
-        _check_structure(variables, before)
         lines = _lines(program, variables, before, inputs, {u: makers[id(u.out)] for u in uses})
         own = {use: _mapped(own[use], line) for use, line in lines.items() if line is not None}
     return {

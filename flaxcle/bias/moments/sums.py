@@ -2,9 +2,9 @@
 
     E[W x] = W E[x],      Var[W x] = W**2 Var[x]       for independent x; sums are Gaussian
 
-Zero padding is left out of account: every result is that of the inside of an image. The mean and
-spread of a maximum over positions are taken for those of one position, which is too low. The
-invariant: an error in the weights dW adds dW E[x] to the mean of the result.
+A result is the mean over positions: a tap that meets zero padding at some of them counts for the
+rest. The mean and spread of a maximum over positions are taken for those of one position, which is
+too low. The invariant: an error in the weights dW adds dW E[x] to the mean of the result.
 """
 
 from __future__ import annotations
@@ -59,16 +59,43 @@ def _product(op: Op, k: int, x: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 def _convolution(op: Op, _: int, x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """The sum over the taps; a dilated input has a value at every so-manieth position only."""
+    """The sum over the taps, each as often as it meets a value of the input."""
     params = op.params
     lhs, rhs, out = params["dimension_numbers"]
     groups, features = params["feature_group_count"], op.inputs[0].shape[lhs[1]]
     x = x.mean(tuple(lhs[2:]), keepdims=True).transpose(lhs).reshape(x.shape[lhs[0]], -1)
     x = np.broadcast_to(x, (x.shape[0], features)).reshape(x.shape[0], groups, -1)
-    w = w.transpose(rhs).reshape(w.shape[rhs[0]], w.shape[rhs[1]], -1).sum(-1)
+    w = w.transpose(rhs)
+    for shares in reversed(_shares(op)):
+        w = w @ shares
     w = w.reshape(groups, -1, w.shape[1])
-    y = np.einsum("bgi,goi->bgo", x, w).reshape(x.shape[0], -1) / np.prod(params["lhs_dilation"])
+    y = np.einsum("bgi,goi->bgo", x, w).reshape(x.shape[0], -1)
     return y.reshape(*y.shape, *(1,) * len(lhs[2:])).transpose(np.argsort(out))
+
+
+def _shares(op: Op) -> list[np.ndarray]:
+    """Per spatial axis and tap the share of the results at which it meets the input."""
+    params = op.params
+    lhs, rhs, out = params["dimension_numbers"]
+    return [
+        _share(
+            op.inputs[0].shape[lhs[2 + k]],
+            op.outputs[0].shape[out[2 + k]],
+            (op.inputs[1].shape[rhs[2 + k]], params["rhs_dilation"][k]),
+            (params["window_strides"][k], params["padding"][k][0], params["lhs_dilation"][k]),
+        )
+        for k in range(len(lhs) - 2)
+    ]
+
+
+def _share(
+    size: int, results: int, taps: tuple[int, int], window: tuple[int, int, int]
+) -> np.ndarray:
+    """Taps are (count, dilation), the window (stride, padding in front, dilation of the input)."""
+    (count, step), (stride, low, gap) = taps, window
+    position = stride * np.arange(results)[:, None] + step * np.arange(count) - low
+    inside = (position >= 0) & (position <= (size - 1) * gap) & (position % gap == 0)
+    return inside.mean(0)
 
 
 def reduce_sum(op: Op, operands: Sequence[Known]) -> Known:
@@ -80,10 +107,24 @@ def reduce_sum(op: Op, operands: Sequence[Known]) -> Known:
 
 def reduce_window_sum(op: Op, operands: Sequence[Known]) -> Known | None:
     """A sum over windows of positions."""
-    (x,), window = operands, op.params["window_dimensions"]
+    (x,), params = operands, op.params
+    window = params["window_dimensions"]
     if any(n > 1 and size > 1 for n, size in zip(window, x.shape, strict=True)):
         return None
-    return _scaled(op, x, float(np.prod(window)), lambda array: array)
+    axes = zip(
+        op.inputs[0].shape,
+        op.outputs[0].shape,
+        zip(window, params["window_dilation"], strict=True),
+        zip(
+            params["window_strides"],
+            (low for low, _ in params["padding"]),
+            params["base_dilation"],
+            strict=True,
+        ),
+        strict=True,
+    )
+    repeats = [_share(*axis).sum() for axis in axes]
+    return _scaled(op, x, float(np.prod(repeats)), lambda array: array)
 
 
 def _scaled(op: Op, x: Known, repeats: float, add: Callable[[np.ndarray], np.ndarray]) -> Known:
