@@ -43,7 +43,6 @@ class Choices(NamedTuple):
         return (self.down + self.width * up) * self.scale
 
 
-@partial(jax.jit, static_argnames="config")
 def find_choices(stack: jax.Array, config: QuantConfig) -> Choices:
     """The choices of a stack; every layer has its own grid."""
     return jax.vmap(partial(_of_layer, config=config))(stack)

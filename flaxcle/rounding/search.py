@@ -11,7 +11,6 @@ every layer. The invariant: no output's error is above that of the nearest choic
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -28,7 +27,6 @@ _SWEEPS = 10
 _DAMPING = 0.01
 
 
-@jax.jit
 def damped(covariance: jax.Array) -> jax.Array:
     """H: the covariance, its mean variance set to one, and 1 % on the diagonal."""
     variance = jnp.mean(jnp.diagonal(covariance, axis1=-2, axis2=-1), -1)[..., None, None]
@@ -43,7 +41,6 @@ def errors(choices: Choices, up: jax.Array, hessian: jax.Array) -> jax.Array:
     return jnp.sum(e * _times(e, hessian), -1)
 
 
-@partial(jax.jit, static_argnames=("optimizer", "steps"))
 def search(
     choices: Choices,
     hessian: jax.Array,

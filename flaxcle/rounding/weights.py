@@ -7,7 +7,8 @@ on the grid that quantization gives to the old weights and finds again on the ne
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from itertools import chain
+from functools import partial
+from itertools import accumulate, chain
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from flaxcle.jaxpr import trace
 from flaxcle.paths import PyTree, named_leaves, replace_leaves
 from flaxcle.quantize.calibrate import Batches, as_inputs
 from flaxcle.quantize.config import QuantConfig
-from flaxcle.rounding.choices import Choices, find_choices
+from flaxcle.rounding.choices import find_choices
 from flaxcle.rounding.moments import covariances
 from flaxcle.rounding.readers import Stack, find_readers
 from flaxcle.rounding.search import damped, search
@@ -76,8 +77,8 @@ def round_weights(
         >>> fc.round_weights(fn, params, [x], fc.QuantConfig(weight_bits=2))["kernel"].T.tolist()
         [[1.0, 1.0, 0.0]]
 
-    Source: Nagel et al. 2020, arXiv:2004.10568, of which this solves the layer-wise problem
-    (eq. 13) with the relaxation of eq. 21 to 25; the input covariance stands for the data.
+    Source: Nagel et al. 2020, arXiv:2004.10568: the local loss of section 3.2 with the relaxation
+    of section 3.3 (eq. 21 to 24); the covariance of the inputs stands for the data.
     """
     _check(config, steps)
     data = map(as_inputs, batches)
@@ -96,7 +97,9 @@ def round_weights(
     _check_finite(inputs, CalibrationError, "the float network gives NaN or infinite activations")
     new: dict[str, jax.Array] = {}
     for paths in _by_shape(stacks):
-        new |= _round({p: weights[p] for p in paths}, inputs, config, optimizer, steps)
+        new |= _round(
+            {p: weights[p] for p in paths}, inputs, config, optimizer or _OPTIMIZER, steps
+        )
     return replace_leaves(params, {p: stacks[p].back(new[p], leaves[p]) for p in stacks})
 
 
@@ -112,26 +115,31 @@ def _round(
     weights: Mapping[str, jax.Array],
     inputs: Mapping[str, jax.Array],
     config: QuantConfig,
-    optimizer: optax.GradientTransformation | None,
+    optimizer: optax.GradientTransformation,
     steps: int,
 ) -> dict[str, jax.Array]:
-    """Stacks of one shape, rounded."""
-    choices = find_choices(jnp.concatenate(list(weights.values())), config)
-    up = _best(choices, [inputs.get(path) for path in weights], optimizer or _OPTIMIZER, steps)
-    ends = [sum(len(w) for w in list(weights.values())[:k]) for k in range(1, len(weights))]
-    return dict(zip(weights, jnp.split(choices.weights(up), ends), strict=True))
+    """Stacks of one shape, rounded; what their inputs look like is known of all or of none."""
+    known = [inputs[path] for path in weights if path in inputs]
+    covariance = jnp.concatenate(known) if known else None
+    stack = jnp.concatenate(list(weights.values()))
+    new = _rounded(stack, covariance, config, optimizer, steps)
+    ends = list(accumulate(len(w) for w in weights.values()))
+    return dict(zip(weights, jnp.split(new, ends[:-1]), strict=True))
 
 
-def _best(
-    choices: Choices,
-    covariance: list[jax.Array | None],
+@partial(jax.jit, static_argnames=("config", "optimizer", "steps"))
+def _rounded(
+    stack: jax.Array,
+    covariance: jax.Array | None,
+    config: QuantConfig,
     optimizer: optax.GradientTransformation,
     steps: int,
 ) -> jax.Array:
-    known = [c.astype(choices.exact.dtype) for c in covariance if c is not None]
-    if not known:
-        return choices.nearest()
-    return search(choices, damped(jnp.concatenate(known)), optimizer, steps)
+    choices = find_choices(stack, config)
+    if covariance is None:
+        return choices.weights(choices.nearest())
+    hessian = damped(covariance.astype(choices.exact.dtype))
+    return choices.weights(search(choices, hessian, optimizer, steps))
 
 
 def _check(config: QuantConfig, steps: int) -> None:
@@ -153,11 +161,15 @@ def _check(config: QuantConfig, steps: int) -> None:
 def _check_finite(
     arrays: Mapping[str, jax.Array], error: type[CalibrationError | WeightError], what: str
 ) -> None:
-    finite = jax.jit(lambda x: jnp.isfinite(x).all())
-    broken = [path for path, x in arrays.items() if not finite(x)]
+    broken = [path for path, finite in _finite(arrays).items() if not finite]
     if broken:
         raise error(
             what,
             where=", ".join(map(repr, broken)),
             then="check the checkpoint and the calibration inputs",
         )
+
+
+@jax.jit
+def _finite(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    return {path: jnp.isfinite(x).all() for path, x in arrays.items()}
