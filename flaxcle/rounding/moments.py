@@ -1,10 +1,10 @@
-"""What a layer's inputs look like: their covariance, out of one pass over the calibration data.
+"""What a layer's inputs look like: their second moment, out of one pass over the calibration data.
 
-    C = E[x x^T] - E[x] E[x]^T         per layer and group, x the inputs of one output position
+    C = E[x x^T]         per layer and group, x the inputs of one output position
 
-For a convolution x is the patch under the kernel, zeros of the padding included. The mean is taken
-out because bias correction repairs the mean error of an output; it stays where there is no bias.
-The invariant: the inputs are arranged as those of the reader's stack.
+For a convolution x is the patch under the kernel, zeros of the padding included. The mean stays in,
+so that rounding keeps the means of the outputs, which errors of the next layers build upon. The
+invariant: the inputs are arranged as those of the reader's stack.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flaxcle.rounding.readers import Reader, find_readers
 
 Moments = dict[str, jax.Array]
 LARGEST = 2**26
-_KEYS = ("count", "sum", "product")
+_KEYS = ("count", "product")
 
 
 class _Watch:
@@ -38,13 +38,12 @@ class _Watch:
         x = _inputs(op, 1 - self.reader.operand, jnp.asarray(operands[1 - self.reader.operand]))
         x = x.astype(wide_dtype(x.dtype))
         squares = jnp.einsum("gni,gnj->gij", x, x, precision=jax.lax.Precision.HIGHEST)
-        mean = jnp.sum(x, 1) if self.reader.biased else jnp.zeros_like(x[:, 0])
-        values = (jnp.asarray(x.shape[1], x.dtype), mean, squares)
+        values = (jnp.asarray(x.shape[1], x.dtype), squares)
         taps = {f"{self.reader.name}:{k}": v for k, v in zip(_KEYS, values, strict=True)}
         return op.bind(*operands), taps
 
 
-def covariances(
+def second_moments(
     fn: Callable[..., Any], params: PyTree, data: Iterable[tuple[Any, ...]]
 ) -> dict[str, jax.Array]:
     """Leaf -> C (layers, groups, inputs, inputs) over all data and readers."""
@@ -66,11 +65,11 @@ def covariances(
     for inputs in data:
         new = one(params, inputs)
         moments = new if moments is None else add(moments, new)
-    return {leaf: _covariance(total) for leaf, total in moments.items()}
+    return {leaf: _mean(total) for leaf, total in moments.items()}
 
 
 def is_small(reader: Reader) -> bool:
-    """Whether the covariance of one layer fits into memory."""
+    """Whether the second moment of one layer fits into memory."""
     _, groups, _, inputs = reader.stack.shape
     return groups * inputs * inputs <= LARGEST
 
@@ -89,10 +88,8 @@ def _of_leaf(reader: Reader, taps: Mapping[str, jax.Array]) -> Moments:
 
 
 @jax.jit
-def _covariance(moments: Moments) -> jax.Array:
-    count = jnp.maximum(moments["count"], 1)[:, None, None]
-    mean = moments["sum"] / count
-    return moments["product"] / count[..., None] - mean[..., :, None] * mean[..., None, :]
+def _mean(total: Moments) -> jax.Array:
+    return total["product"] / jnp.maximum(total["count"], 1)[:, None, None, None]
 
 
 def _inputs(op: Op, operand: int, x: jax.Array) -> jax.Array:

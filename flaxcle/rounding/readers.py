@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 
-from flaxcle.bias.adds import find_bias_adds
 from flaxcle.jaxpr import Graph, Op, Program
 from flaxcle.jaxpr.trace import scan_arity
 from flaxcle.quantize.flow import LAYOUT, Fact, Flow
@@ -61,7 +60,6 @@ class Reader:
         operand: which operand is the weight.
         leaf, stack: the weight and its arrangement.
         shared: per enclosing scan whether every turn reads the same weight.
-        biased: whether a bias is added to the result, which can take up a mean error.
     """
 
     name: str
@@ -69,13 +67,12 @@ class Reader:
     leaf: str
     stack: Stack
     shared: tuple[bool, ...]
-    biased: bool
 
 
 def find_readers(program: Program) -> dict[Op, Reader]:
     """The contractions whose weights can be rounded, in program order."""
     plan = make_plan(program)
-    blocked, biased = set(_read_elsewhere(program, plan)), _biased(plan.flow)
+    blocked = set(_read_elsewhere(program, plan))
     found: dict[Op, Reader] = {}
     stacks: dict[str, Stack] = {}
     for op, operand, fact in _weights(plan):
@@ -84,15 +81,9 @@ def find_readers(program: Program) -> dict[Op, Reader]:
         if stack is None or stacks.setdefault(leaf, stack) != stack:
             blocked.add(leaf)
         else:
-            name, shared = f"{leaf}+{len(found)}", tuple(axis is None for axis in fact.loops)
-            found[op] = Reader(name, operand, leaf, stack, shared, id(op.outputs[0]) in biased)
+            shared = tuple(axis is None for axis in fact.loops)
+            found[op] = Reader(f"{leaf}+{len(found)}", operand, leaf, stack, shared)
     return {op: reader for op, reader in found.items() if reader.leaf not in blocked}
-
-
-def _biased(flow: Flow) -> set[int]:
-    """Ids of the contractions' results that a bias is added to."""
-    added = [flow[value].origins for op in find_bias_adds(flow) for value in op.inputs]
-    return {origin for origins in added for origin in origins}
 
 
 def _weights(plan: Plan) -> Iterator[tuple[Op, int, Fact]]:

@@ -5,7 +5,7 @@
 First by gradient on a relaxed choice h(V) = clip(1.2 sigmoid(V) - 0.1, 0, 1), with a regulariser
 sum 1 - |2 h - 1|^beta that drives h to 0 or 1 while beta falls (Nagel et al. 2020, eq. 21 to 24,
 arXiv:2004.10568); then by sweeps that flip each weight on its own where that lowers the error. In
-steps of the grid and with the inputs' mean variance at one, so that the regulariser's weight fits
+steps of the grid and with the inputs' mean square at one, so that the regulariser's weight fits
 every layer. The invariant: no output's error is above that of the nearest choice.
 """
 
@@ -27,12 +27,11 @@ _SWEEPS = 10
 _DAMPING = 0.01
 
 
-def damped(covariance: jax.Array) -> jax.Array:
-    """H: the covariance, its mean variance set to one, and 1 % on the diagonal."""
-    variance = jnp.mean(jnp.diagonal(covariance, axis1=-2, axis2=-1), -1)[..., None, None]
-    scaled = covariance / jnp.where(variance > 0, variance, 1)
-    unit = jnp.eye(covariance.shape[-1], dtype=covariance.dtype)
-    return scaled + _DAMPING * unit[None, None]
+def damped(moment: jax.Array) -> jax.Array:
+    """H: the second moment, the inputs' mean square set to one, and 1 % on the diagonal."""
+    square = jnp.mean(jnp.diagonal(moment, axis1=-2, axis2=-1), -1)[..., None, None]
+    unit = jnp.eye(moment.shape[-1], dtype=moment.dtype)
+    return moment / jnp.where(square > 0, square, 1) + _DAMPING * unit[None, None]
 
 
 def errors(choices: Choices, up: jax.Array, hessian: jax.Array) -> jax.Array:

@@ -21,7 +21,7 @@ from flaxcle.paths import PyTree, named_leaves, replace_leaves
 from flaxcle.quantize.calibrate import Batches, as_inputs
 from flaxcle.quantize.config import QuantConfig
 from flaxcle.rounding.choices import find_choices
-from flaxcle.rounding.moments import covariances
+from flaxcle.rounding.moments import second_moments
 from flaxcle.rounding.readers import Stack, find_readers
 from flaxcle.rounding.search import damped, search
 
@@ -39,11 +39,10 @@ def round_weights(
 ) -> PyTree:
     """Rounds every weight up or down, so that each layer's output changes least.
 
-    With e = w_rounded - w and C the covariance of a layer's inputs over the calibration data, the
+    With e = w_rounded - w and C = E[x x^T] of a layer's inputs over the calibration data, the
     choice minimises `e^T H e`, H = C + 0.01 mean(diag C) I, for each output of each layer: first
     by gradient on a relaxed choice, then weight by weight. Nearest rounding minimises it for
     uncorrelated inputs only. The network runs once over the data and not at all in the search.
-    C leaves the mean out, whose error is the bias's to repair; in a layer without bias it counts.
 
     The grid is the one that `config` gives to the float weights; quantization finds it again on
     the rounded ones, so use them with the same `config`.
@@ -78,7 +77,7 @@ def round_weights(
         [[1.0, 1.0, 0.0]]
 
     Source: Nagel et al. 2020, arXiv:2004.10568: the local loss of section 3.2 with the relaxation
-    of section 3.3 (eq. 21 to 24); the covariance of the inputs stands for the data.
+    of section 3.3 (eq. 21 to 24); the second moment of the inputs stands for the data.
     """
     _check(config, steps)
     data = map(as_inputs, batches)
@@ -93,7 +92,7 @@ def round_weights(
     leaves = named_leaves(params)
     weights = {path: stack.of(leaves[path]) for path, stack in stacks.items()}
     _check_finite(weights, WeightError, "can't round a weight that holds NaN or infinity")
-    inputs = covariances(fn, params, chain([first], data))
+    inputs = second_moments(fn, params, chain([first], data))
     _check_finite(inputs, CalibrationError, "the float network gives NaN or infinite activations")
     new: dict[str, jax.Array] = {}
     for paths in _by_shape(stacks):
@@ -120,9 +119,9 @@ def _round(
 ) -> dict[str, jax.Array]:
     """Stacks of one shape, rounded; what their inputs look like is known of all or of none."""
     known = [inputs[path] for path in weights if path in inputs]
-    covariance = jnp.concatenate(known) if known else None
+    moment = jnp.concatenate(known) if known else None
     stack = jnp.concatenate(list(weights.values()))
-    new = _rounded(stack, covariance, config, optimizer, steps)
+    new = _rounded(stack, moment, config, optimizer, steps)
     ends = list(accumulate(len(w) for w in weights.values()))
     return dict(zip(weights, jnp.split(new, ends[:-1]), strict=True))
 
@@ -130,15 +129,15 @@ def _round(
 @partial(jax.jit, static_argnames=("config", "optimizer", "steps"))
 def _rounded(
     stack: jax.Array,
-    covariance: jax.Array | None,
+    moment: jax.Array | None,
     config: QuantConfig,
     optimizer: optax.GradientTransformation,
     steps: int,
 ) -> jax.Array:
     choices = find_choices(stack, config)
-    if covariance is None:
+    if moment is None:
         return choices.weights(choices.nearest())
-    hessian = damped(covariance.astype(choices.exact.dtype))
+    hessian = damped(moment.astype(choices.exact.dtype))
     return choices.weights(search(choices, hessian, optimizer, steps))
 
 
