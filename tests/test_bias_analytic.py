@@ -269,13 +269,11 @@ def test_trap_13_statistics_move_with_the_scales() -> None:
 
 def test_a_point_that_no_line_maps_has_no_statistics() -> None:
     """Other weights are another function: nothing behind them is taken from before."""
-    other = {**NORM_NET, "w": array(3, 4)}
     x = array(16, 3)
-    for variables in (other, fc.fold_batch_norm(norm_net, other, x)):
-        alone = fc.correct_bias_analytic(norm_net, variables, WEIGHTS_ONLY, x)
-        mixed = fc.correct_bias_analytic(norm_net, variables, WEIGHTS_ONLY, x, before=NORM_NET)
-        if variables is not other:
-            np.testing.assert_array_equal(mixed["next"]["b"], alone["next"]["b"])
+    folded = fc.fold_batch_norm(norm_net, {**NORM_NET, "w": array(3, 4)}, x)
+    alone = fc.correct_bias_analytic(norm_net, folded, WEIGHTS_ONLY, x)
+    mixed = fc.correct_bias_analytic(norm_net, folded, WEIGHTS_ONLY, x, before=NORM_NET)
+    np.testing.assert_array_equal(mixed["next"]["b"], alone["next"]["b"])
 
 
 def test_a_zeroed_channel_adds_nothing() -> None:
@@ -328,10 +326,6 @@ def test_before_of_another_structure_is_an_error() -> None:
         )
 
 
-# Depthwise, ReLU6, hard swish, skips, concatenation, pools; the last two have no norm.
-IMPROVED = ("mobilenetv2", "mobilenetv1_relu6", "mobilenetv3", "densenet", "vgg", "mlp")
-
-
 @cache
 def matched(name: str) -> tuple[Any, Any, Any]:
     """A network whose norms have the statistics of its standard normal inputs."""
@@ -372,27 +366,50 @@ def mean_error(name: str, params: Any, config: fc.QuantConfig) -> float:
     return float(np.linalg.norm(np.mean(rounded - jax.jit(fn)(floating, x), 0)))
 
 
-@pytest.mark.parametrize("name", IMPROVED)
+@pytest.mark.parametrize("name", ["mlp", "mobilenetv1_relu6"])
 def test_the_mean_error_of_the_outputs_shrinks(name: str) -> None:
-    """Of the rounded weights' error in the mean most is gone, without any data."""
-    config = fc.QuantConfig(weight_bits=5, act_bits=None)
+    """Less than half of what the rounded weights did is left, without any data."""
+    config = fc.QuantConfig(weight_bits=8, act_bits=None)
     fn, params, x = matched(name)
     new = fc.correct_bias_analytic(fn, params, config, x)
-    assert changed(params, new)
-    assert mean_error(name, new, config) < 0.6 * mean_error(name, params, config)
+    assert mean_error(name, new, config) < 0.5 * mean_error(name, params, config)
 
 
-@pytest.mark.parametrize("name", ["mobilenetv2", "mobilenetv1_relu6"])
-def test_folded_and_equalized_it_shrinks_with_the_statistics_from_before(name: str) -> None:
-    """The whole pipeline without data: expose clips, fold, equalize, correct."""
-    fn, params, x = matched(name)
+def test_behind_a_norm_it_is_what_the_data_say() -> None:
+    """Layers between a norm and its ReLU are exact; elsewhere a normal distribution is a guess."""
+    fn, params, x = matched("mobilenetv2")
+    config = fc.QuantConfig(weight_bits=8, act_bits=None)
+    old, blind, seen = (
+        named_leaves(tree)
+        for tree in (
+            params,
+            fc.correct_bias_analytic(fn, params, config, x),
+            fc.correct_bias(fn, params, [x], config),
+        )
+    )
+    for k in (1, 3, 6):
+        path = f"params/InvertedResidual_{k}/ConvNorm_0/BatchNorm_0/bias"
+        shift = np.linalg.norm(seen[path] - old[path])
+        assert np.linalg.norm(blind[path] - seen[path]) < 1e-3 * shift
+    off, all_off = (
+        sum(float(((leaves[path] - seen[path]) ** 2).sum()) for path in old)
+        for leaves in (blind, old)
+    )
+    assert off < 0.64 * all_off
+
+
+def test_folded_and_equalized_it_stays_with_the_statistics_from_before() -> None:
+    """The whole pipeline without data, with and without moves: the corrections are as good."""
+    fn, params, x = matched("mobilenetv1_relu6")
     fn, before = fc.expose_clips(fn, params, x)
     variables = fc.fold_batch_norm(fn, before, x)
     variables = fc.equalize(variables, fc.find_spec(fn, variables, x))
-    config = fc.QuantConfig(weight_bits=5, act_bits=None)
-    new = fc.correct_bias_analytic(fn, variables, config, x, before=before)
-    calibration = fc.calibrate(fn, variables, [x], config)
-    qfn = jax.jit(fc.fake_quant(fn, config, calibration))
-    want = np.mean(jax.jit(fn)(variables, x), 0)
-    old_error, error = (np.linalg.norm(np.mean(qfn(p, x), 0) - want) for p in (variables, new))
-    assert error < 0.6 * old_error
+    config = fc.QuantConfig(weight_bits=6, act_bits=None)
+    blind = fc.correct_bias_analytic(fn, variables, config, x, before=before)
+    seen = fc.correct_bias(fn, variables, [x], config)
+    old, blind, seen = (named_leaves(tree) for tree in (variables, blind, seen))
+    off, all_off = (
+        sum(float(((leaves[path] - seen[path]) ** 2).sum()) for path in old)
+        for leaves in (blind, old)
+    )
+    assert off < 0.64 * all_off

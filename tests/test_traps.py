@@ -12,7 +12,8 @@
 14  live BatchNorm              25  grouped queries            35  biases stay in float
 15  folded BatchNorm                                           36  order of bias correction
 
-Traps 10 to 13 concern bias absorption and analytic correction, which do not exist yet.
+Traps 10 and 11 concern bias absorption and stand in test_absorb_bias.py, traps 12 and 13 concern
+analytic correction and stand in test_bias_analytic.py.
 """
 
 from __future__ import annotations
