@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "fashion_mnist")
 
 from .subject import Subject as Subject
 
-NAMES = ("lite0_head", "lite0_photos", "mobilenet_v2", "gpt")
+NAMES = ("lite0_head", "lite0_photos", "mobilenet_v2", "resnet18", "gpt")
 
 
 def load(name: str) -> Subject:
