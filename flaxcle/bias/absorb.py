@@ -16,17 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxcle.bias.adds import BiasAdd, find_bias_adds
+from flaxcle.bias.adds import BiasAdd
 from flaxcle.bias.measured import Range, measure
-from flaxcle.bias.routes import Route, find_route
+from flaxcle.bias.routes import Route, find_routes
 from flaxcle.bias.shifts import Arrival, send
 from flaxcle.errors import CalibrationError
 from flaxcle.jaxpr import Op, Program, trace
-from flaxcle.jaxpr.frames import Frame, frames
-from flaxcle.jaxpr.layout import VIEWS
 from flaxcle.paths import PyTree, dtype_of, is_float, named_leaves, replace_leaves
 from flaxcle.quantize.calibrate import Batches, as_inputs
-from flaxcle.quantize.flow import follow
 from flaxcle.spec import Spec
 from flaxcle.tables import Table
 
@@ -150,11 +147,11 @@ def _absorb(
         raise CalibrationError(
             "absorption needs at least one batch", then="pass an iterable of calibration inputs"
         )
-    found, adds = _routes(trace(fn, params, *data[0]), spec)
+    found, adds = find_routes(trace(fn, params, *data[0]), spec)
     lost = {(adds[route.start].leaf, route.reason): None for route in found if route.reason}
 
     def find(program: Program) -> tuple[list[Route], Mapping[Op, BiasAdd]]:
-        routes, adds = _routes(program, spec)
+        routes, adds = find_routes(program, spec)
         return [route for route in routes if not route.reason], adds
 
     leaves = {add.name: add.leaf for add in adds.values()}
@@ -167,44 +164,6 @@ def _absorb(
     old = named_leaves(params)
     rows += [(leaf, int(np.size(old[leaf])), None, reason) for leaf, reason in lost]
     return _moved(params, candidates), Table(_COLUMNS, tuple(sorted(rows, key=lambda r: r[0])))
-
-
-def _routes(program: Program, spec: Spec) -> tuple[list[Route], Mapping[Op, BiasAdd]]:
-    """The ways from every bias among the spec's producers, and all bias adds."""
-    graphs, adds = frames(program), find_bias_adds(follow(program))
-    producers = {site.path for group in spec.groups for site in group.producers}
-    free = _free(graphs, adds)
-    routes = []
-    for op, add in adds.items():
-        if add.leaf in producers and op in graphs[0].inside:
-            route = find_route(graphs[0], op, adds, free)
-            if add.leaf not in free:
-                route = Route(op, reason="the bias serves in more than one place")
-            routes.append(route)
-        elif add.leaf in producers:
-            routes.append(Route(op, reason="it is inside a loop or a branch"))
-    return routes, adds
-
-
-def _free(graphs: Sequence[Frame], adds: Mapping[Op, BiasAdd]) -> set[str]:
-    """Biases outside of loops that nothing but one add reads."""
-    readers: dict[str, list[Op | None]] = {}
-    for frame in graphs:
-        for key, leaf in frame.leaves.items():
-            readers.setdefault(leaf.path, []).extend(_behind_views(frame, key))
-    top = graphs[0].inside
-    return {add.leaf for op, add in adds.items() if op in top and readers.get(add.leaf) == [op]}
-
-
-def _behind_views(frame: Frame, key: int) -> list[Op | None]:
-    """The ops that read a leaf or a view of it."""
-    found: list[Op | None] = []
-    for op in frame.consumers.get(key, ()):
-        if op is not None and op.primitive in VIEWS:
-            found += _behind_views(frame, id(op.outputs[0]))
-        else:
-            found.append(op)
-    return found
 
 
 def _judged(name: str, leaf: str, range_: Range, approximate: bool) -> _Candidate:

@@ -8,19 +8,21 @@ that is not known to do either has no way through; the constant then stays where
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from flaxcle.bias.adds import BiasAdd
-from flaxcle.jaxpr import Op, Value
-from flaxcle.jaxpr.frames import Frame
+from flaxcle.bias.adds import BiasAdd, find_bias_adds
+from flaxcle.jaxpr import Op, Program, Value
+from flaxcle.jaxpr.frames import Frame, frames
 from flaxcle.jaxpr.graph import CONTRACTIONS
 from flaxcle.jaxpr.layout import VIEWS
+from flaxcle.quantize.flow import follow
 from flaxcle.rules.constants import Constants
+from flaxcle.spec import Spec
 
 _MOVES = (*VIEWS, "stop_gradient", "expand_dims", "slice", "split", "concatenate")
 _SUMS = ("reduce_sum", "reduce_window_sum", "pad", "neg")
@@ -63,7 +65,45 @@ class Route:
     reason: str = ""
 
 
-def find_route(frame: Frame, start: Op, adds: Mapping[Op, BiasAdd], free: set[str]) -> Route:
+def find_routes(program: Program, spec: Spec) -> tuple[list[Route], Mapping[Op, BiasAdd]]:
+    """The ways from every bias among the spec's producers, and all bias adds."""
+    graphs, adds = frames(program), find_bias_adds(follow(program))
+    producers = {site.path for group in spec.groups for site in group.producers}
+    free = _free(graphs, adds)
+    routes = []
+    for op, add in adds.items():
+        if add.leaf in producers and op in graphs[0].inside:
+            route = _find_route(graphs[0], op, adds, free)
+            if add.leaf not in free:
+                route = Route(op, reason="the bias serves in more than one place")
+            routes.append(route)
+        elif add.leaf in producers:
+            routes.append(Route(op, reason="it is inside a loop or a branch"))
+    return routes, adds
+
+
+def _free(graphs: Sequence[Frame], adds: Mapping[Op, BiasAdd]) -> set[str]:
+    """Biases outside of loops that nothing but one add reads."""
+    readers: dict[str, list[Op | None]] = {}
+    for frame in graphs:
+        for key, leaf in frame.leaves.items():
+            readers.setdefault(leaf.path, []).extend(_behind_views(frame, key))
+    top = graphs[0].inside
+    return {add.leaf for op, add in adds.items() if op in top and readers.get(add.leaf) == [op]}
+
+
+def _behind_views(frame: Frame, key: int) -> list[Op | None]:
+    """The ops that read a leaf or a view of it."""
+    found: list[Op | None] = []
+    for op in frame.consumers.get(key, ()):
+        if op is not None and op.primitive in VIEWS:
+            found += _behind_views(frame, id(op.outputs[0]))
+        else:
+            found.append(op)
+    return found
+
+
+def _find_route(frame: Frame, start: Op, adds: Mapping[Op, BiasAdd], free: set[str]) -> Route:
     """Follows what is added at `start`; only biases in `free` may take it up again."""
     walk = _Walk(frame, Route(start), adds, free)
     try:
