@@ -27,7 +27,12 @@ from flaxcle.quantize.plan import make_plan
 
 
 def correct_bias(
-    fn: Callable[..., Any], params: PyTree, batches: Batches, config: QuantConfig
+    fn: Callable[..., Any],
+    params: PyTree,
+    batches: Batches,
+    config: QuantConfig,
+    *,
+    reference: PyTree | None = None,
 ) -> PyTree:
     """Moves the mean quantization error of every layer into its bias.
 
@@ -38,13 +43,15 @@ def correct_bias(
 
     Run it last, with the float params, on calibration data, never on test data. Use the corrected
     params with a calibration that was made before: the quantized network then has the float
-    network's statistics. Not to be combined with learned rounding.
+    network's statistics. After `round_weights` the float params from before it are the `reference`:
+    the rounded ones are already on their grid and know nothing of its error.
 
     Args:
         fn: any function `fn(params, *inputs)`.
         params: float params, equalized before.
         batches: calibration inputs, or tuples of inputs; 250 images are plenty.
         config: the arithmetic that the network will run in.
+        reference: the float params whose means are restored; `params` when not given.
 
     Returns:
         Params of the same structure and dtypes; only biases differ.
@@ -63,19 +70,20 @@ def correct_bias(
     Source: Nagel et al. 2019, arXiv:1906.04721, section 4.2 and appendix D (empirical).
     """
     data = [as_inputs(batch) for batch in batches]
-    ranges = ranges_of(calibrate(fn, params, data, config))
+    target = params if reference is None else reference
+    ranges = ranges_of(calibrate(fn, target, data, config))
 
     @jax.jit
-    def shifts(params: PyTree, inputs: tuple[Any, ...]) -> dict[str, Any]:
+    def shifts(params: PyTree, reference: PyTree, inputs: tuple[Any, ...]) -> dict[str, Any]:
         program = trace(fn, params, *inputs)
         plan = make_plan(program)
         adds = find_bias_adds(plan.flow)
-        means = program.run(params, inputs, {op: _Mean(add) for op, add in adds.items()}).taps
+        means = program.run(reference, inputs, {op: _Mean(add) for op, add in adds.items()}).taps
         fixes = {op: _Fix(add) for op, add in adds.items()}
         feed = {**ranges, **means}
         return run_quantized(program, plan, params, inputs, config, feed, fixes).taps
 
-    totals = _totals((shifts(params, inputs), inputs) for inputs in data)
+    totals = _totals((shifts(params, target, inputs), inputs) for inputs in data)
     adds = find_bias_adds(follow(trace(fn, params, *data[0])))
     return _shifted(params, list(adds.values()), totals)
 

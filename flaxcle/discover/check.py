@@ -8,8 +8,6 @@ The invariant: the error names the first operation, in program order, that the s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 from flaxcle.discover.atoms import Atoms, Row, quotient
@@ -18,6 +16,7 @@ from flaxcle.discover.declared import Owner, declared_scales, owner_of
 from flaxcle.discover.interpret import Interpreter, state
 from flaxcle.discover.reasons import explain, named_call
 from flaxcle.discover.roles import find_usage
+from flaxcle.discover.system import System
 from flaxcle.discover.views import View
 from flaxcle.errors import SpecError
 from flaxcle.jaxpr import Program, Value, trace
@@ -100,49 +99,12 @@ def _first_broken(
     rows: Sequence[Row], atoms: Atoms, declared: int
 ) -> tuple[Combination, Row] | None:
     """The first row that declared scales alone would have to satisfy."""
-    system = _System(atoms, declared)
+    system = System(atoms, declared)
     for row in rows:
         left = system.take(row)
         if left:
             return left, row
     return None
-
-
-@dataclass
-class _System:
-    """Equations solved one by one for the symbols that the spec does not declare."""
-
-    atoms: Atoms
-    declared: int
-
-    def __post_init__(self) -> None:
-        self._solved: dict[int, Combination] = {}
-
-    def take(self, row: Row) -> Combination:
-        """Solves a row; returns what is left when no symbol of the analysis can."""
-        left = self._reduced(zip(row.atoms, row.powers, strict=True))
-        long = any(self.atoms.sizes[atom] > 1 for atom in left)
-        pivot = next((atom for atom in left if self._may_leave(atom, long)), None)
-        if pivot is None:
-            return left
-        power = left.pop(pivot)
-        self._solved[pivot] = {atom: -Fraction(p) / power for atom, p in left.items()}
-        return {}
-
-    def _may_leave(self, atom: int, long: bool) -> bool:
-        free = self.atoms.starts[atom] >= self.declared
-        return bool(free and (self.atoms.sizes[atom] > 1 or not long))
-
-    def _reduced(self, terms: Any) -> Combination:
-        out: Combination = {}
-        todo = list(terms)
-        while todo:
-            atom, power = todo.pop()
-            if atom in self._solved:
-                todo += [(other, power * p) for other, p in self._solved[atom].items()]
-            else:
-                out[atom] = out.get(atom, 0) + power
-        return {atom: power for atom, power in out.items() if power}
 
 
 def _error(

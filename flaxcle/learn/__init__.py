@@ -1,3 +1,4 @@
 """Choices that only the output can judge: searched on calibration data."""
 
 from flaxcle.learn.balance import balance_scales as balance_scales
+from flaxcle.learn.search import learn_scales as learn_scales

@@ -55,6 +55,7 @@ class Context:
         spent: gauges that are used up.
         zeros: terms of elements that are zero, whose symbols stand for any scale.
         read: terms of values that an operation did more with than to pass them on.
+        rehearsals: how many rehearsals are under way.
     """
 
     run: Callable[[Graph, Sequence[Scale]], list[Scale]]
@@ -67,6 +68,7 @@ class Context:
     spent: set[Gauge] = field(default_factory=set)
     zeros: list[Term] = field(default_factory=list)
     read: list[Term] = field(default_factory=list)
+    rehearsals: int = 0
 
     def fresh(self, shape: Shape, axes: Sequence[int]) -> Term:
         """New symbols that vary along the chosen axes."""
@@ -158,7 +160,9 @@ class Context:
         """Takes back every equation stated inside."""
         equations, whys, unknown = len(self.equations), len(self.whys), len(self.unknown)
         spent = set(self.spent)
+        self.rehearsals += 1
         yield
+        self.rehearsals -= 1
         del self.equations[equations:], self.whys[whys:], self.unknown[unknown:]
         self.spent = spent
 
