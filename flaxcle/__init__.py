@@ -13,6 +13,7 @@ from flaxcle.discover import check_spec as check_spec
 from flaxcle.discover import find_spec as find_spec
 from flaxcle.fold import fold_batch_norm as fold_batch_norm
 from flaxcle.learn import balance_scales as balance_scales
+from flaxcle.learn import learn_scales as learn_scales
 from flaxcle.prune import prune_dead_channels as prune_dead_channels
 from flaxcle.quantize import Calibration as Calibration
 from flaxcle.quantize import QuantConfig as QuantConfig

@@ -156,6 +156,23 @@ CHAIN = {
 
 
 @pytest.mark.usefixtures("wide")
+@pytest.mark.parametrize("name", ["dense", "conv", "norm behind a conv without bias"])
+def test_rounded_weights_get_the_means_of_the_reference(name: str) -> None:
+    fn, params, shape, _, axes = SINGLE[name]
+    params, x, config = as_jax(params), jnp.asarray(array(*shape)), QuantConfig(act_bits=None)
+    rounded = params | {"w": jnp.floor(params["w"] * 4) / 4}
+    wanted = output_mean(fn, params, x, axes, None)
+    ranges = calibrate(fn, params, [x], config)
+
+    def mean(corrected: Any) -> np.ndarray:
+        return np.mean(fake_quant(fn, config, ranges)(corrected, x), axes)
+
+    restored = correct_bias(fn, rounded, [x], config, reference=params)
+    np.testing.assert_allclose(mean(restored), wanted, rtol=1e-9, atol=1e-9)
+    assert np.abs(mean(correct_bias(fn, rounded, [x], config)) - wanted).max() > 1e-3
+
+
+@pytest.mark.usefixtures("wide")
 @pytest.mark.parametrize("act_bits", [None, 8])
 def test_all_layers_of_a_network_on_the_same_batch(act_bits: int | None) -> None:
     """Exactly without rounded activations; with them the outputs' own rounding remains."""

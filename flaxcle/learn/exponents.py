@@ -133,7 +133,7 @@ def _of_term(term: Term, shape: Shape, system: System) -> list[Link]:
 
 
 def _along(along: box.Along, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each position of an axis how far its symbol lies from the base, and whether it has one."""
+    """For each position of an axis how far its symbol is from the base, and if it has one."""
     places, shifts = np.array([along.offset]), np.array([0])
     for dim in along.dims:
         steps = np.arange(dim.length)

@@ -145,8 +145,11 @@ class _Problem:
 
         def step(_: int, carry: Any) -> Any:
             now, state = carry
-            updates, state = update(jax.grad(loss)(now), state, now)
-            moved = jnp.clip(optax.apply_updates(now, updates), -LIMIT, LIMIT)
+            slope = jax.grad(loss)(now)
+            with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
+                updates, state = update(slope, state, now)
+            moved: Any = optax.apply_updates(now, updates)
+            moved = jnp.clip(moved, -LIMIT, LIMIT)
             return jnp.clip(moved, x - REACH / p, x + REACH / p), state
 
         return jax.lax.fori_loop(0, steps, step, (x, state))

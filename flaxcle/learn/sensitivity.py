@@ -93,7 +93,8 @@ def _probe(
         return sum(signed), (taps, energy)
 
     pulls, (taps, energy) = jax.grad(projection, argnums=(0, 1), has_aux=True)(weights, slots)
-    return _reduced(sources, weights, *pulls, taps, energy)
+    pull_weights, gains = pulls
+    return _reduced(sources, weights, pull_weights, gains, taps, energy)
 
 
 def _reduced(
