@@ -1,0 +1,98 @@
+"""The recipe: never worse than the network as it is, and blind to how the network was scaled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flaxcle as fc
+from flaxcle import QuantConfig, Recipe, Scales, quantize_recipe
+from flaxcle.errors import CalibrationError, WeightError
+from zoo import Network, build
+
+STAGES = ["as it is", "fold BatchNorm", "expose clips", "prune dead channels"]
+STAGES += ["equalize", "learn scales", "correct biases"]
+
+
+def batches(network: Network, count: int = 4, size: int = 16) -> list[jax.Array]:
+    shape = (count, size, *network.inputs[0].shape[1:])
+    return list(jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32))
+
+
+def quality(network: Network, recipe: Recipe, x: jax.Array) -> float:
+    """SQNR of the quantized output, by the public functions alone."""
+    quantized = fc.fake_quant(recipe.fn, recipe.config, recipe.calibration)
+    clean = jax.jit(network.fn)(network.params, x)
+    return fc.sqnr(clean, jax.jit(quantized)(recipe.params, x))
+
+
+def naive(network: Network, data: list[jax.Array], config: QuantConfig) -> float:
+    ranges = fc.calibrate(network.fn, network.params, data[:-1], config)
+    quantized = fc.fake_quant(network.fn, config, ranges)
+    clean = jax.jit(network.fn)(network.params, data[-1])
+    return fc.sqnr(clean, jax.jit(quantized)(network.params, data[-1]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "granularity"), [("mlp", "per_channel"), ("mobilenetv1_relu6", "per_tensor")]
+)
+def test_never_worse_than_the_network_as_it_is(name: str, granularity: Any) -> None:
+    network, config = build(name), QuantConfig(weight_bits=6, weight_granularity=granularity)
+    data = batches(network)
+    recipe = quantize_recipe(network.fn, network.params, data, config)
+    before, after = naive(network, data, config), quality(network, recipe, data[-1])
+    assert after >= before
+    rows = list(recipe.stages)
+    assert [row["stage"] for row in rows] == STAGES
+    np.testing.assert_allclose(rows[0]["SQNR dB"], before, atol=0.02)
+    last = rows[-1]
+    reported = last["corrected dB"] if last["kept"] else last["SQNR dB"]
+    np.testing.assert_allclose(reported, after, atol=0.02)
+
+
+@pytest.mark.slow
+def test_the_scaling_of_the_network_does_not_matter() -> None:
+    """Scales up to 1000 keep the function and ruin int8; the recipe does not see them."""
+    network, config = build("mlp"), QuantConfig()
+    data = batches(network)
+    spec = fc.find_spec(network.fn, network.params, data[0])
+    rng = np.random.default_rng(1)
+    drawn = {g.name: jnp.asarray(rng.uniform(-5, 5, g.shape), "f") for g in spec.groups}
+    stressed = fc.apply_scales(network.params, Scales(drawn), spec)
+    plain, loud = (
+        quality(network, quantize_recipe(network.fn, params, data, config), data[-1])
+        for params in (network.params, stressed)
+    )
+    ranges = fc.calibrate(network.fn, stressed, data[:-1], config)
+    ruined = fc.fake_quant(network.fn, config, ranges)(stressed, data[-1])
+    clean = network.fn(network.params, data[-1])
+    assert fc.sqnr(clean, ruined) < plain - 6
+    assert abs(loud - plain) < 1.0
+
+
+@pytest.mark.slow
+def test_rounding_is_a_stage_when_asked() -> None:
+    network, config = build("mlp"), QuantConfig(weight_bits=4, act_bits=None)
+    data = batches(network)
+    recipe = quantize_recipe(network.fn, network.params, data, config, rounding=True)
+    stages = recipe.stages.column("stage")
+    assert "round weights" in stages
+    assert quality(network, recipe, data[-1]) >= naive(network, data, config)
+
+
+def test_no_batch_is_an_error() -> None:
+    network = build("mlp")
+    with pytest.raises(CalibrationError, match="at least one calibration batch"):
+        quantize_recipe(network.fn, network.params, [], QuantConfig())
+
+
+def test_a_weight_that_is_not_finite_is_an_error() -> None:
+    network = build("mlp")
+    broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), network.params)
+    with pytest.raises(WeightError, match="NaN or infinity"):
+        quantize_recipe(network.fn, broken, batches(network), QuantConfig())
