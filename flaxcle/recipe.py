@@ -52,6 +52,15 @@ class Recipe:
             it on held-back calibration data, the same with corrected biases, the seconds that it
             took, and a remark where it does not apply.
         config: the arithmetic.
+
+    Example:
+        >>> import jax.numpy as jnp, flaxcle as fc
+        >>> fn, x = lambda p, x: x @ p["w"] + p["b"], jnp.ones((4, 2))
+        >>> params = {"w": jnp.ones((2, 3)), "b": jnp.zeros((1, 3))}
+        >>> recipe = quantize_recipe(fn, params, [x], fc.QuantConfig())
+        >>> int8 = fc.fake_quant(recipe.fn, recipe.config, recipe.calibration)
+        >>> int8(recipe.params, x).shape
+        (4, 3)
     """
 
     fn: Function

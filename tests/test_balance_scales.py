@@ -53,7 +53,6 @@ def example() -> tuple[dict[str, jax.Array], Spec, jax.Array]:
     ("name", "kind"),
     [
         ("llama_gqa", "w8a8 per channel"),
-        ("cross_attention", "w8a8"),
         ("cross_attention", "w4 per channel"),
     ],
 )

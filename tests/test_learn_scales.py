@@ -135,8 +135,9 @@ def output_noise(network: Network, config: QuantConfig) -> float:
     return float(step**2 / 12 * out.size / np.sum(out**2))
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
-@pytest.mark.parametrize("name", ["mlp", "mobilenetv1_relu6"])
+@pytest.mark.parametrize(
+    ("name", "kind"), [*(("mlp", kind) for kind in CONFIGS), ("mobilenetv1_relu6", "w8a8")]
+)
 def test_never_worse_than_the_starts(name: str, kind: str) -> None:
     network, config = build(name), CONFIGS[kind]
     spec = found_spec(network)
