@@ -87,20 +87,21 @@ def test_ranges_and_gains_move_as_the_links_say(name: str) -> None:
 
 def test_gains_are_squared_gradients() -> None:
     def fn(params: Any, x: jax.Array) -> jax.Array:
-        return jnp.tanh(jax.nn.relu(x @ params["a"]) @ params["b"]).sum(keepdims=True)
+        hidden = jax.nn.relu(x @ params["a"] + params["bias"])
+        return jnp.tanh(hidden @ params["b"]).sum(keepdims=True)
 
     rng = np.random.default_rng(0)
     params = {k: jnp.asarray(rng.normal(size=s), "f") for k, s in (("a", (3, 4)), ("b", (4, 2)))}
+    params["bias"] = jnp.zeros((1, 4), "f")
     x = jnp.asarray(rng.normal(size=(5, 3)), "f")
-    pair = Group("a -> b", (4,), (Site("a", (1,)), Site("b", (0,), -1)))
+    pair = Group("a -> b", (4,), (Site("a", (1,)), Site("bias", (1,)), Site("b", (0,), -1)))
     found = measure(fn, params, Spec((pair,)), [(x,)], QuantConfig())
     hidden = jax.nn.relu(x @ params["a"])
     outer = 1 - jnp.tanh(hidden @ params["b"]) ** 2
     live = jnp.where(hidden > 0, outer @ params["b"].T, 0)
-    inner = (x - x.mean(0, keepdims=True)).T @ live
-    centred = (hidden - hidden.mean(0, keepdims=True)).T @ outer
-    np.testing.assert_allclose(found.gain["a/weight"], (inner**2).sum(0), rtol=1e-4)
-    np.testing.assert_allclose(found.gain["b/weight"], (centred**2).sum(1), rtol=1e-4)
+    centred = (x - x.mean(0, keepdims=True)).T @ live  # there is a bias that takes the mean
+    np.testing.assert_allclose(found.gain["a/weight"], (centred**2).sum(0), rtol=1e-4)
+    np.testing.assert_allclose(found.gain["b/weight"], ((hidden.T @ outer) ** 2).sum(1), rtol=1e-4)
     np.testing.assert_allclose(found.gain["b/input"], (live**2).sum(0), rtol=1e-4)
     np.testing.assert_allclose(found.energy, float(fn(params, x)[0, 0]) ** 2, rtol=1e-5)
 
@@ -153,15 +154,15 @@ def test_never_worse_than_the_starts(name: str, kind: str) -> None:
 
 
 def loud_pair() -> tuple[Any, dict[str, jax.Array], Spec, jax.Array]:
-    """A pair whose weights are balanced, and whose inputs make some channels matter most."""
+    """A pair with two channels whose biases make large activations, which no weight tells of."""
 
     def fn(params: Any, x: jax.Array) -> jax.Array:
         return jax.nn.relu(x @ params["a"] + params["bias"]) @ params["b"]
 
     rng = np.random.default_rng(2)
-    a, b = rng.normal(size=(8, 16)), rng.normal(size=(16, 4))
-    a[:, :3] *= 30
-    params = {"a": a, "b": b, "bias": rng.normal(size=(1, 16))}
+    a, b, bias = rng.normal(size=(8, 16)), rng.normal(size=(16, 4)), rng.normal(size=(1, 16))
+    bias[:, :2] += 40
+    params = {"a": a, "b": b, "bias": bias}
     pair = Group("a -> b", (16,), (Site("a", (1,)), Site("bias", (1,)), Site("b", (0,), -1)))
     x = jnp.asarray(rng.normal(size=(512, 8)), "f")
     return fn, jax.tree.map(lambda leaf: jnp.asarray(leaf, "f"), params), Spec((pair,)), x
@@ -169,7 +170,7 @@ def loud_pair() -> tuple[Any, dict[str, jax.Array], Spec, jax.Array]:
 
 def test_int8_is_nearer_to_float_on_data_that_it_has_not_seen() -> None:
     fn, params, spec, x = loud_pair()
-    config, seen, unseen = QuantConfig(act_bits=4), x[:256], x[256:]
+    config, seen, unseen = QuantConfig(act_bits=6), x[:256], x[256:]
 
     def real(scales: Scales) -> float:
         moved = fc.apply_scales(params, scales, spec)
@@ -177,8 +178,8 @@ def test_int8_is_nearer_to_float_on_data_that_it_has_not_seen() -> None:
         return fc.sqnr(fn(params, unseen), fc.fake_quant(fn, config, ranges)(moved, unseen))
 
     learned = fc.learn_scales(fn, params, spec, [seen], config)
-    assert real(learned) > real(fc.solve(params, spec)) + 0.5
-    assert real(learned) > real(Scales.zeros(spec)) + 0.5
+    assert real(learned) > real(fc.solve(params, spec)) + 1
+    assert real(learned) > real(Scales.zeros(spec)) + 3
 
 
 @pytest.mark.parametrize("config", [QuantConfig(), PER_CHANNEL])

@@ -4,8 +4,9 @@
 
 With random signs r, `E[(d (r . output) / d value)**2]` is that sum (Hutchinson), so that one
 gradient of a random projection estimates all gains at once. A weight's error is the same at every
-position, so its mean effect on a channel is what bias correction removes: its gain is measured
-against inputs that are centred per feature. Zeros lie on every grid: they make no noise.
+position, so its mean effect on a channel is what bias correction removes: where there is a bias,
+its gain is measured against inputs that are centred per feature. Zeros make no noise: they lie on
+every grid.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ class _Probe:
         self.read = {k: sources.activations[n] for k, n in live.items() if n in sources.activations}
         self.feeds = tuple(dict.fromkeys(source.name for source in self.read.values()))
         weights = [k for k, q in operands.items() if q.weight]
-        self.weight = weights[0] if len(weights) == 1 and live else None
+        self.weight = weights[0] if op in sources.corrected and len(weights) == 1 else None
 
     def __call__(self, op: Op, operands: list[Any], feed: Mapping[str, Any]) -> Any:
         taps: Arrays = {}

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flaxcle.bias.adds import find_bias_adds
 from flaxcle.jaxpr import Graph, Op, Program
+from flaxcle.jaxpr.graph import CONTRACTIONS
 from flaxcle.learn.exponents import Link, activation_links
 from flaxcle.quantize.config import QuantConfig
-from flaxcle.quantize.flow import Fact
+from flaxcle.quantize.flow import Fact, Flow
 from flaxcle.quantize.plan import Plan, Quantizer, make_plan
 from flaxcle.rules.context import shape_of
 from flaxcle.spec import Spec
@@ -49,11 +51,19 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Sources:
-    """All sources of a function, and where they are read: op and operand."""
+    """All sources of a function.
+
+    Attributes:
+        weights: by leaf.
+        activations: by name.
+        places: where they are read: op and operand.
+        corrected: contractions behind which a bias takes the mean error of each channel.
+    """
 
     weights: dict[str, Source]
     activations: dict[str, Source]
     places: dict[Op, dict[int, Quantizer]]
+    corrected: frozenset[Op]
 
     @property
     def all(self) -> tuple[Source, ...]:
@@ -74,7 +84,16 @@ def find_sources(program: Program, spec: Spec, config: QuantConfig) -> Sources:
                 own = rows.get(path, ())
                 weights[path] = _weight(quantizer, fact, shapes[path], own, config)
     activations = _activations(program, spec, plan) if config.act_bits is not None else {}
-    return Sources(weights, activations, plan.at)
+    return Sources(weights, activations, plan.at, frozenset(_corrected(plan.flow)))
+
+
+def _corrected(flow: Flow) -> Iterator[Op]:
+    """The contraction in front of each bias, through per-channel arithmetic."""
+    makers = {id(value): op for op in flow.ops for value in op.outputs}
+    for op in find_bias_adds(flow):
+        while op.primitive not in CONTRACTIONS:
+            op = makers[next(id(value) for value in op.inputs if flow[value].dynamic)]
+        yield op
 
 
 def offsets(spec: Spec) -> dict[str, int]:
