@@ -82,6 +82,12 @@ def wide_dtype(dtype: Any) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
+def float_leaves(tree: PyTree) -> list[jax.Array]:
+    """The floating-point leaves, wide enough for sums."""
+    leaves = map(jnp.asarray, jax.tree.leaves(tree))
+    return [leaf.astype(wide_dtype(leaf.dtype)) for leaf in leaves if is_float(leaf)]
+
+
 def kind_of(leaf: Any) -> str:
     """The dtype of a leaf, or its type when it is no array, for messages."""
     return str(getattr(leaf, "dtype", type(leaf).__name__))

@@ -26,7 +26,7 @@ from flaxcle.discover import find_spec
 from flaxcle.errors import CalibrationError, FlaxcleError
 from flaxcle.fold import fold_batch_norm
 from flaxcle.learn import learn_scales
-from flaxcle.paths import PyTree, wide_dtype
+from flaxcle.paths import PyTree, float_leaves
 from flaxcle.prune import prune_dead_channels
 from flaxcle.quantize import Calibration, QuantConfig, calibrate, fake_quant
 from flaxcle.quantize.calibrate import Batches, as_inputs
@@ -153,7 +153,7 @@ class _Kitchen:
         self.held = self.data[-count:]
         self.seen = self.data[:-count] or self.held
         run = jax.jit(self.fn)
-        self.wanted = [_floats(run(self.variables, *inputs)) for inputs in self.held]
+        self.wanted = [float_leaves(run(self.variables, *inputs)) for inputs in self.held]
         self.signal = sum(float(jnp.sum(jnp.square(out))) for outs in self.wanted for out in outs)
         self.compiled: dict[Function, Function] = {}
 
@@ -224,7 +224,7 @@ class _Kitchen:
         """The squared error of the quantized outputs; infinite where they are not finite."""
         total = 0.0
         for inputs, wanted in zip(self.held, self.wanted, strict=True):
-            pairs = zip(_floats(run(params, ranges, inputs)), wanted, strict=True)
+            pairs = zip(float_leaves(run(params, ranges, inputs)), wanted, strict=True)
             total += sum(float(jnp.sum(jnp.square(got - want))) for got, want in pairs)
         return total if np.isfinite(total) else float("inf")
 
@@ -267,9 +267,3 @@ class _Kitchen:
 
 def _moved(one: _Candidate, params: PyTree) -> _Candidate:
     return _Candidate(one.fn, params, params)
-
-
-def _floats(outputs: PyTree) -> list[jax.Array]:
-    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(outputs)]
-    floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return [leaf.astype(wide_dtype(leaf.dtype)) for leaf in floats]

@@ -108,3 +108,12 @@ def _wide_numpy(leaf: Any) -> Any:
 
 def _widen(leaf: Any) -> Any:
     return jnp.asarray(_wide_numpy(leaf)) if hasattr(leaf, "dtype") else leaf
+
+
+def changed(before: Any, after: Any) -> set[str]:
+    """The leaves that differ; structure, dtypes and shapes must not."""
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+    old, new = named_leaves(before), named_leaves(after)
+    for path, leaf in old.items():
+        assert (leaf.dtype, leaf.shape) == (new[path].dtype, new[path].shape)
+    return {path for path in old if not np.array_equal(old[path], new[path])}

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import flaxcle as fc
-from by_hand import widened
+from by_hand import changed, widened
 from flaxcle.errors import CalibrationError
-from flaxcle.paths import map_named, named_leaves, strip_collection
+from flaxcle.paths import map_named, strip_collection
 from zoo import build
 
 RNG = np.random.default_rng(0)
@@ -64,14 +64,6 @@ def as_jax(tree: Any) -> Any:
 
 def spec_of(fn: Any, params: Any, *inputs: Any) -> fc.Spec:
     return fc.find_spec(fn, params, *inputs)
-
-
-def changed(before: Any, after: Any) -> set[str]:
-    assert jax.tree.structure(before) == jax.tree.structure(after)
-    old, new = named_leaves(before), named_leaves(after)
-    for path, leaf in old.items():
-        assert (leaf.dtype, leaf.shape) == (new[path].dtype, new[path].shape)
-    return {path for path in old if not np.array_equal(old[path], new[path])}
 
 
 def assert_same(fn: Any, before: Any, after: Any, *inputs: Any) -> None:

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from by_hand import changed
 from flaxcle import QuantConfig, calibrate, correct_bias, fake_quant
 from flaxcle.compare import sqnr
 from flaxcle.errors import CalibrationError
-from flaxcle.paths import named_leaves
 from zoo import build
 
 RNG = np.random.default_rng(0)
@@ -95,14 +95,6 @@ def wide() -> Iterator[None]:
 
 def as_jax(tree: Any) -> Any:
     return jax.tree.map(jnp.asarray, tree)
-
-
-def changed(before: Any, after: Any) -> set[str]:
-    assert jax.tree.structure(before) == jax.tree.structure(after)
-    old, new = named_leaves(before), named_leaves(after)
-    for path, leaf in old.items():
-        assert (leaf.dtype, leaf.shape) == (new[path].dtype, new[path].shape)
-    return {path for path in old if not np.array_equal(old[path], new[path])}
 
 
 def output_mean(fn: Any, params: Any, x: Any, axes: Any, config: QuantConfig | None) -> Any:

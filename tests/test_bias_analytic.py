@@ -14,6 +14,7 @@ import pytest
 from scipy.special import ndtr
 
 import flaxcle as fc
+from by_hand import changed
 from flaxcle.bias.adds import find_bias_adds
 from flaxcle.bias.moments import Known, gaussian, propagate
 from flaxcle.bias.statistics import norm_statistics
@@ -205,14 +206,6 @@ def test_what_has_no_rule_is_unknown_and_corrects_nothing(name: str) -> None:
 
     assert moments(lambda p, x: op(p, x), params, x) is None
     assert changed(params, fc.correct_bias_analytic(fn, params, WEIGHTS_ONLY, x)) == set()
-
-
-def changed(before: Any, after: Any) -> set[str]:
-    assert jax.tree.structure(before) == jax.tree.structure(after)
-    old, new = named_leaves(before), named_leaves(after)
-    for path, leaf in old.items():
-        assert (leaf.dtype, leaf.shape) == (new[path].dtype, new[path].shape)
-    return {path for path in old if not np.array_equal(old[path], new[path])}
 
 
 def norm_net(p: Any, x: Any) -> Any:

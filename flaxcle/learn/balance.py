@@ -20,7 +20,7 @@ from jax import lax
 from flaxcle.apply import apply_scales
 from flaxcle.errors import ConfigError
 from flaxcle.jaxpr import trace
-from flaxcle.paths import PyTree, wide_dtype
+from flaxcle.paths import PyTree, float_leaves
 from flaxcle.quantize.calibrate import Batches, as_inputs, calibrate, joined, watched
 from flaxcle.quantize.config import QuantConfig
 from flaxcle.quantize.fake import run_quantized
@@ -145,7 +145,7 @@ class _Errors:
         config: QuantConfig,
     ) -> None:
         self.params, self.data = params, data
-        self.wanted = [_floats(jax.jit(fn)(params, *inputs)) for inputs in data]
+        self.wanted = [float_leaves(jax.jit(fn)(params, *inputs)) for inputs in data]
         self.watch = jax.jit(partial(_states, fn, spec, config))
         join = partial(joined, observer=config.act_observer, momentum=config.momentum)
         self.join = jax.jit(join)
@@ -200,15 +200,8 @@ def _squared_errors(
         program = trace(fn, moved, *inputs)
         plan = make_plan(program)
         found = run_quantized(program, plan, moved, inputs, config, ranges).outputs
-        pairs = zip(_floats(found), wanted, strict=True)
+        pairs = zip(float_leaves(found), wanted, strict=True)
         parts = [jnp.sum((a - b) ** 2).astype(jnp.float32) for a, b in pairs]
         return jnp.sum(jnp.stack(parts))
 
     return lax.map(one, (trials, feed))
-
-
-def _floats(outputs: PyTree) -> list[jax.Array]:
-    """The floating-point leaves, wide enough for sums."""
-    leaves = map(jnp.asarray, jax.tree.leaves(outputs))
-    real = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return [leaf.astype(wide_dtype(leaf.dtype)) for leaf in real]

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from flaxcle.jaxpr import Op, trace
 from flaxcle.learn.sources import Source, Sources, find_sources
-from flaxcle.paths import PyTree, named_leaves, replace_leaves, wide_dtype
+from flaxcle.paths import PyTree, float_leaves, named_leaves, replace_leaves
 from flaxcle.quantize.config import QuantConfig
 from flaxcle.quantize.plan import Quantizer
 from flaxcle.spec import Spec
@@ -85,8 +85,7 @@ def _probe(
     def projection(weights: Arrays, slots: Arrays) -> Any:
         changed = replace_leaves(params, weights)
         outputs, taps = program.run(changed, inputs, actions, slots)
-        floats = [out for out in outputs if jnp.issubdtype(out.dtype, jnp.floating)]
-        wide = [out.astype(wide_dtype(out.dtype)) for out in floats]
+        wide = float_leaves(outputs)
         keys = jax.random.split(key, max(len(wide), 1))
         pairs = zip(keys, wide, strict=False)
         signed = [jnp.sum(out * jax.random.rademacher(k, out.shape, out.dtype)) for k, out in pairs]

@@ -78,8 +78,8 @@ def find_sources(program: Program, spec: Spec, config: QuantConfig) -> Sources:
     rows = _leaf_links(spec, shapes)
     weights: dict[str, Source] = {}
     if config.weight_bits is not None:
-        for quantizer, fact in _weights(plan):
-            path = fact.leaf or ""
+        for op, operand, fact in plan.weights():
+            quantizer, path = plan.at[op][operand], fact.leaf or ""
             if path not in weights:
                 own = rows.get(path, ())
                 weights[path] = _weight(quantizer, fact, shapes[path], own, config)
@@ -115,15 +115,6 @@ def _leaf_links(spec: Spec, shapes: Mapping[str, Shape]) -> dict[str, tuple[Link
             link = Link(tuple(sorted(axes)), ids, float(site.power))
             out[site.path] = (*out.get(site.path, ()), link)
     return out
-
-
-def _weights(plan: Plan) -> Iterator[tuple[Quantizer, Fact]]:
-    """The quantizers of weights that are a view of a leaf."""
-    for op, operands in plan.at.items():
-        for k, quantizer in operands.items():
-            fact = plan.flow[op.inputs[k]]
-            if quantizer.weight and fact.leaf:
-                yield quantizer, fact
 
 
 def _weight(

@@ -8,6 +8,7 @@ residual add with a sign. The invariant: names depend on the function only, not 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from flaxcle.jaxpr import Op, Program, Value
 from flaxcle.jaxpr.graph import CONTRACTIONS
 from flaxcle.paths import leaf_name, parent, strip_collection
-from flaxcle.quantize.flow import Flow, follow
+from flaxcle.quantize.flow import Fact, Flow, follow
 
 _KERNELS = ("kernel", "embedding", "weight", "w")
 
@@ -46,6 +47,14 @@ class Plan:
     at: dict[Op, dict[int, Quantizer]] = field(default_factory=dict)
     inputs: list[Quantizer | None] = field(default_factory=list)
     outputs: list[Quantizer | None] = field(default_factory=list)
+
+    def weights(self) -> Iterator[tuple[Op, int, Fact]]:
+        """The weight operands that are layouts of a leaf: op, operand, and what is known of it."""
+        for op, operands in self.at.items():
+            for operand, quantizer in operands.items():
+                fact = self.flow[op.inputs[operand]]
+                if quantizer.weight and fact.leaf:
+                    yield op, operand, fact
 
     def activations(self) -> dict[str, Quantizer]:
         """All activation quantizers by name."""

@@ -75,7 +75,7 @@ def find_readers(program: Program) -> dict[Op, Reader]:
     blocked = set(_read_elsewhere(program, plan))
     found: dict[Op, Reader] = {}
     stacks: dict[str, Stack] = {}
-    for op, operand, fact in _weights(plan):
+    for op, operand, fact in plan.weights():
         leaf = fact.leaf or ""
         stack = _stack(op, operand, fact, program.params[leaf].shape)
         if stack is None or stacks.setdefault(leaf, stack) != stack:
@@ -84,15 +84,6 @@ def find_readers(program: Program) -> dict[Op, Reader]:
             shared = tuple(axis is None for axis in fact.loops)
             found[op] = Reader(f"{leaf}+{len(found)}", operand, leaf, stack, shared)
     return {op: reader for op, reader in found.items() if reader.leaf not in blocked}
-
-
-def _weights(plan: Plan) -> Iterator[tuple[Op, int, Fact]]:
-    """The weight operands that are layouts of a leaf."""
-    for op, operands in plan.at.items():
-        for operand, quantizer in operands.items():
-            fact = plan.flow[op.inputs[operand]]
-            if quantizer.weight and fact.leaf:
-                yield op, operand, fact
 
 
 def _read_elsewhere(program: Program, plan: Plan) -> Iterator[str]:
