@@ -1,11 +1,12 @@
 """`quantize_recipe`: everything that helps a network survive its grid, and nothing that does not.
 
-    fold -> expose clips -> prune -> equalize -> learn -> (round) -> correct biases
+    fold -> expose clips -> prune -> equalize -> learn -> round -> calibrate -> correct biases
 
 Every stage is a candidate: it is kept when the quantized output, with or without corrected biases,
-is nearer to the float output on calibration data that the stage has not seen. Stages that keep the
-function, and that later ones need, are kept unless they do harm. The invariant: the result is never
-further from float, on those data, than the network that was passed in.
+is nearer to the float output on calibration data that the stage has not seen. The first three keep
+the function and make room for the others, so that the search goes on behind them even where they
+do harm alone. The invariant: the result is the best of all points on the way, of which the network
+that was passed in is one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxcle.apply import apply_scales, equalize
-from flaxcle.bias import correct_bias
+from flaxcle.bias.empirical import corrected
+from flaxcle.cache import compiled
 from flaxcle.clips import expose_clips
 from flaxcle.discover import find_spec
 from flaxcle.errors import CalibrationError, FlaxcleError
@@ -33,11 +36,11 @@ from flaxcle.quantize.calibrate import Batches, as_inputs
 from flaxcle.rounding import round_weights
 from flaxcle.tables import Table
 
-HARMLESS = 1.02  # a stage that later ones need may cost this factor of noise
 COLUMNS = ("stage", "kept", "SQNR dB", "corrected dB", "seconds", "remark")
 
 Function = Callable[..., Any]
 Data = Sequence[tuple[Any, ...]]
+Stage = Callable[["_Candidate"], "_Candidate"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class _Candidate:
     fn: Function
     params: PyTree
     floats: PyTree
+    stages: tuple[str, ...] = ()
     calibration: Calibration | None = None
     noise: float = float("inf")
     corrected: PyTree = None
@@ -87,6 +91,10 @@ class _Candidate:
         """The noise of the better of both."""
         return min(self.noise, self.noise_corrected)
 
+    def moved(self, params: PyTree) -> _Candidate:
+        """The same function with other float params."""
+        return _Candidate(self.fn, params, params)
+
 
 def quantize_recipe(
     fn: Function,
@@ -94,15 +102,15 @@ def quantize_recipe(
     batches: Batches,
     config: QuantConfig,
     *,
-    rounding: bool = False,
+    rounding: bool | None = None,
 ) -> Recipe:
     """Makes a trained network ready for its integer grid, by all means that help it.
 
     Folds BatchNorm, gives clips a bound for each channel, zeroes dead channels, equalizes, learns
-    the scales, rounds weights by their inputs (when asked), and corrects biases. A quarter of the
-    batches, at least one, is held back: a stage is kept when it lowers the squared error of the
-    quantized output there, `sum (fn_quantized - fn)**2`, measured with and without corrected
-    biases, of which the lower counts.
+    the scales, rounds weights by their inputs, chooses the ranges of activations, and corrects
+    biases. A quarter of the batches, at least one, is held back: the result has the least squared
+    error of the quantized output there, `sum (fn_quantized - fn)**2`, measured with and without
+    corrected biases, of which the lower counts.
 
     Args:
         fn: any function `fn(variables, *inputs)`.
@@ -110,7 +118,8 @@ def quantize_recipe(
         batches: calibration inputs, or tuples of inputs; never test data. Two or more, else the
             single one is both seen and held back.
         config: the arithmetic.
-        rounding: whether to try `round_weights`, which takes minutes and pays below 8 bits.
+        rounding: whether to try `round_weights`, which takes minutes; below 8 bits, where it
+            pays, when not given.
 
     Returns:
         The function, its params and ranges, and a table of the stages.
@@ -135,18 +144,21 @@ def quantize_recipe(
             where="batches is empty or already consumed",
             then="pass a list of inputs, or a fresh generator",
         )
+    if rounding is None:
+        rounding = config.weight_bits is not None and config.weight_bits < 8
     return _Kitchen(fn, variables, data, config).cook(rounding)
 
 
 @dataclass
 class _Kitchen:
-    """The data, the float outputs to reach, and the rows so far."""
+    """The data, the float outputs to reach, the rows so far and the best candidate."""
 
     fn: Function
     variables: PyTree
     data: Data
     config: QuantConfig
     rows: list[tuple[Any, ...]] = field(default_factory=list)
+    best: _Candidate | None = None
 
     def __post_init__(self) -> None:
         count = max(len(self.data) // 4, 1)
@@ -155,70 +167,85 @@ class _Kitchen:
         run = jax.jit(self.fn)
         self.wanted = [float_leaves(run(self.variables, *inputs)) for inputs in self.held]
         self.signal = sum(float(jnp.sum(jnp.square(out))) for outs in self.wanted for out in outs)
-        self.compiled: dict[Function, Function] = {}
 
     def cook(self, rounding: bool) -> Recipe:
         """All stages in turn."""
-        start = time.monotonic()
-        naive = best = self.measured(_Candidate(self.fn, self.variables, self.variables))
-        self.note("as it is", True, naive, start, "")
-        best = self.tried("fold BatchNorm", self.fold, best, HARMLESS)
-        best = self.tried("expose clips", self.expose, best, HARMLESS)
-        best = self.tried("prune dead channels", self.prune, best, HARMLESS)
-        best = self.tried("equalize", self.equalize, best)
-        best = self.tried("learn scales", self.learn, best)
+        line = self.measured(_Candidate(self.fn, self.variables, self.variables), "as it is")
+        line = self.enabled("fold BatchNorm", self.fold, line)
+        line = self.enabled("expose clips", self.expose, line)
+        line = self.enabled("prune dead channels", self.prune, line)
+        line = self.tried("equalize", self.equalize, line)
+        line = self.tried("learn scales", self.learn, line)
         if rounding:
-            best = self.tried("round weights", self.round, best)
-        best = min(naive, best, key=lambda one: one.least)
-        corrects = best.noise_corrected < best.noise
-        self.note("correct biases", corrects, best, time.monotonic(), "")
-        assert best.calibration is not None
-        params = best.corrected if corrects else best.params
-        table = Table(COLUMNS, tuple(self.rows))
-        return Recipe(best.fn, params, best.calibration, table, self.config)
+            for observer in ("minmax", "mse"):
+                stage = partial(self.round, observer)
+                line = self.tried(f"round weights ({observer})", stage, line)
+        for observer in ("percentile", "mse"):
+            if self.config.act_bits is not None and observer != self.config.act_observer:
+                stage = partial(self.calibrate, observer)
+                line = self.tried(f"ranges ({observer})", stage, line)
+        return self.served()
 
-    def tried(
-        self,
-        name: str,
-        stage: Callable[[_Candidate], _Candidate],
-        best: _Candidate,
-        tolerance: float = 1.0,
-    ) -> _Candidate:
-        """The better of a network with and without a stage; one that does not apply is left out."""
+    def served(self) -> Recipe:
+        """The best candidate, and the rows of the stages that led to it."""
+        best = self.best
+        assert best is not None
+        assert best.calibration is not None
+        corrects = best.noise_corrected < best.noise
+        rows = [(row[0], row[0] in best.stages, *row[1:]) for row in self.rows]
+        plain, corrected = self.decibel(best.noise), self.decibel(best.noise_corrected)
+        rows.append(("correct biases", corrects, plain, corrected, 0.0, ""))
+        params = best.corrected if corrects else best.params
+        return Recipe(best.fn, params, best.calibration, Table(COLUMNS, tuple(rows)), self.config)
+
+    def enabled(self, name: str, stage: Stage, line: _Candidate) -> _Candidate:
+        """The network behind a stage that others need; the one before where it does not apply."""
+        new = self.stepped(name, stage, line)
+        return new if np.isfinite(new.least) else line
+
+    def tried(self, name: str, stage: Stage, line: _Candidate) -> _Candidate:
+        """The better of a network with and without a stage."""
+        new = self.stepped(name, stage, line)
+        return new if new.least < line.least else line
+
+    def stepped(self, name: str, stage: Stage, line: _Candidate) -> _Candidate:
+        """The network behind a stage, measured; the one before where the stage does not apply."""
         start = time.monotonic()
         try:
-            new = self.measured(stage(best))
+            new = stage(line)
         except FlaxcleError as error:
-            self.note(name, False, best, start, str(error).splitlines()[0])
-            return best
-        needed = tolerance > 1 and new.least <= tolerance * best.least
-        kept = new.least < best.least or needed
-        self.note(name, kept, new, start, "")
-        return new if kept else best
+            self.rows.append((name, *self.numbers(line, start), str(error).splitlines()[0]))
+            return line
+        return self.measured(replace(new, stages=line.stages), name, start)
 
-    def note(self, name: str, kept: bool, one: _Candidate, start: float, remark: str) -> None:
-        """A row of the table."""
+    def measured(self, one: _Candidate, name: str, start: float | None = None) -> _Candidate:
+        """The candidate with its noise on the batches that were held back."""
+        start = time.monotonic() if start is None else start
+        ranges = one.calibration or calibrate(one.fn, one.floats, self.seen, self.config)
+        fixed = corrected(one.fn, one.params, one.floats, self.seen, self.config, ranges)
+        run = compiled(_quantized, one.fn, self.config)
+        new = replace(
+            one,
+            stages=(*one.stages, name),
+            calibration=ranges,
+            noise=self.noise(run, one.params, ranges),
+            corrected=fixed,
+            noise_corrected=self.noise(run, fixed, ranges),
+        )
+        if self.best is None or new.least < self.best.least:
+            self.best = new
+        self.rows.append((name, *self.numbers(new, start), ""))
+        return new
+
+    def numbers(self, one: _Candidate, start: float) -> tuple[float, float, float]:
+        """Of a row: the SQNR, the same with corrected biases, and the seconds."""
         seconds = round(time.monotonic() - start, 1)
-        plain, corrected = self.decibel(one.noise), self.decibel(one.noise_corrected)
-        self.rows.append((name, kept, plain, corrected, seconds, remark))
+        return self.decibel(one.noise), self.decibel(one.noise_corrected), seconds
 
     def decibel(self, noise: float) -> float:
         """The SQNR."""
         with np.errstate(divide="ignore"):
             return round(float(10 * np.log10(np.divide(self.signal, noise))), 2)
-
-    def measured(self, one: _Candidate) -> _Candidate:
-        """The candidate with its noise on the batches that were held back."""
-        ranges = calibrate(one.fn, one.floats, self.seen, self.config)
-        corrected = correct_bias(one.fn, one.params, self.seen, self.config, reference=one.floats)
-        run = self.compiled.setdefault(one.fn, jax.jit(self.quantized(one.fn)))
-        return replace(
-            one,
-            calibration=ranges,
-            noise=self.noise(run, one.params, ranges),
-            corrected=corrected,
-            noise_corrected=self.noise(run, corrected, ranges),
-        )
 
     def noise(self, run: Function, params: PyTree, ranges: Calibration) -> float:
         """The squared error of the quantized outputs; infinite where they are not finite."""
@@ -228,17 +255,9 @@ class _Kitchen:
             total += sum(float(jnp.sum(jnp.square(got - want))) for got, want in pairs)
         return total if np.isfinite(total) else float("inf")
 
-    def quantized(self, fn: Function) -> Function:
-        """The simulation as a function of params and ranges, so that it compiles once."""
-
-        def run(params: PyTree, ranges: Calibration, inputs: tuple[Any, ...]) -> Any:
-            return fake_quant(fn, self.config, ranges)(params, *inputs)
-
-        return run
-
     def fold(self, one: _Candidate) -> _Candidate:
         """BatchNorm into the kernels."""
-        return _moved(one, fold_batch_norm(one.fn, one.params, *self.seen[0]))
+        return one.moved(fold_batch_norm(one.fn, one.params, *self.seen[0]))
 
     def expose(self, one: _Candidate) -> _Candidate:
         """A bound for each channel of a clip."""
@@ -247,23 +266,31 @@ class _Kitchen:
 
     def prune(self, one: _Candidate) -> _Candidate:
         """Dead channels zeroed."""
-        return _moved(one, prune_dead_channels(one.fn, one.params, *self.seen[0]))
+        return one.moved(prune_dead_channels(one.fn, one.params, *self.seen[0]))
 
     def equalize(self, one: _Candidate) -> _Candidate:
         """Weight ranges balanced, in every group."""
         spec = find_spec(one.fn, one.params, *self.seen[0])
-        return _moved(one, equalize(one.params, spec.select()))
+        return one.moved(equalize(one.params, spec.select()))
 
     def learn(self, one: _Candidate) -> _Candidate:
         """Scales by predicted noise."""
         spec = find_spec(one.fn, one.params, *self.seen[0])
         scales = learn_scales(one.fn, one.params, spec, self.seen, self.config)
-        return _moved(one, apply_scales(one.params, scales, spec))
+        return one.moved(apply_scales(one.params, scales, spec))
 
-    def round(self, one: _Candidate) -> _Candidate:
-        """Weights up or down by their inputs."""
-        return replace(one, params=round_weights(one.fn, one.params, self.seen, self.config))
+    def round(self, observer: Any, one: _Candidate) -> _Candidate:
+        """Weights up or down by their inputs, on the grid of an observer, which minmax finds."""
+        config = replace(self.config, weight_observer=observer)
+        return replace(one, params=round_weights(one.fn, one.floats, self.seen, config))
+
+    def calibrate(self, observer: Any, one: _Candidate) -> _Candidate:
+        """Ranges of activations by another observer."""
+        config = replace(self.config, act_observer=observer)
+        return replace(one, calibration=calibrate(one.fn, one.floats, self.seen, config))
 
 
-def _moved(one: _Candidate, params: PyTree) -> _Candidate:
-    return _Candidate(one.fn, params, params)
+def _quantized(
+    fn: Function, config: QuantConfig, params: PyTree, ranges: Calibration, inputs: tuple[Any, ...]
+) -> Any:
+    return fake_quant(fn, config, ranges)(params, *inputs)

@@ -14,7 +14,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "flaxcle"
 LEVELS = (
-    ("errors", "tables"),
+    ("errors", "tables", "cache"),
     ("paths",),
     ("spec",),
     ("jaxpr",),

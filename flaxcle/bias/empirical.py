@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxcle.bias.adds import BiasAdd, find_bias_adds
+from flaxcle.cache import compiled
 from flaxcle.jaxpr import Op, trace
 from flaxcle.paths import PyTree, named_leaves, replace_leaves, wide_dtype
-from flaxcle.quantize.calibrate import Batches, as_inputs, calibrate
+from flaxcle.quantize.calibrate import Batches, Calibration, as_inputs, calibrate
 from flaxcle.quantize.config import QuantConfig
 from flaxcle.quantize.fake import ranges_of, run_quantized
 from flaxcle.quantize.flow import follow
@@ -71,21 +72,40 @@ def correct_bias(
     """
     data = [as_inputs(batch) for batch in batches]
     target = params if reference is None else reference
-    ranges = ranges_of(calibrate(fn, target, data, config))
+    return corrected(fn, params, target, data, config, calibrate(fn, target, data, config))
 
-    @jax.jit
-    def shifts(params: PyTree, reference: PyTree, inputs: tuple[Any, ...]) -> dict[str, Any]:
-        program = trace(fn, params, *inputs)
-        plan = make_plan(program)
-        adds = find_bias_adds(plan.flow)
-        means = program.run(reference, inputs, {op: _Mean(add) for op, add in adds.items()}).taps
-        fixes = {op: _Fix(add) for op, add in adds.items()}
-        feed = {**ranges, **means}
-        return run_quantized(program, plan, params, inputs, config, feed, fixes).taps
 
-    totals = _totals((shifts(params, target, inputs), inputs) for inputs in data)
+def corrected(
+    fn: Callable[..., Any],
+    params: PyTree,
+    reference: PyTree,
+    data: Sequence[tuple[Any, ...]],
+    config: QuantConfig,
+    calibration: Calibration,
+) -> PyTree:
+    """`correct_bias` with ranges that are known."""
+    shifts, ranges = compiled(_shifts, fn, config), ranges_of(calibration)
+    totals = _totals((shifts(params, reference, ranges, inputs), inputs) for inputs in data)
     adds = find_bias_adds(follow(trace(fn, params, *data[0])))
     return _shifted(params, list(adds.values()), totals)
+
+
+def _shifts(
+    fn: Callable[..., Any],
+    config: QuantConfig,
+    params: PyTree,
+    reference: PyTree,
+    ranges: Mapping[str, Any],
+    inputs: tuple[Any, ...],
+) -> dict[str, Any]:
+    """By how much each bias must move on one batch, all earlier ones moved already."""
+    program = trace(fn, params, *inputs)
+    plan = make_plan(program)
+    adds = find_bias_adds(plan.flow)
+    means = program.run(reference, inputs, {op: _Mean(add) for op, add in adds.items()}).taps
+    fixes = {op: _Fix(add) for op, add in adds.items()}
+    feed = {**ranges, **means}
+    return run_quantized(program, plan, params, inputs, config, feed, fixes).taps
 
 
 def _totals(samples: Iterable[tuple[Mapping[str, Any], PyTree]]) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ never enlarges the error on the data, and all steps run the same compiled functi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import jax
@@ -18,13 +18,13 @@ import numpy as np
 from jax import lax
 
 from flaxcle.apply import apply_scales
+from flaxcle.cache import compiled
 from flaxcle.errors import ConfigError
 from flaxcle.jaxpr import trace
 from flaxcle.paths import PyTree, float_leaves
-from flaxcle.quantize.calibrate import Batches, as_inputs, calibrate, joined, watched
+from flaxcle.quantize.calibrate import Batches, as_inputs, calibrate, joined, ranges_found, watched
 from flaxcle.quantize.config import QuantConfig
 from flaxcle.quantize.fake import run_quantized
-from flaxcle.quantize.observe import range_of
 from flaxcle.quantize.plan import make_plan
 from flaxcle.solve import solve
 from flaxcle.solve.options import check_alpha
@@ -144,21 +144,19 @@ class _Errors:
         data: Sequence[tuple[Any, ...]],
         config: QuantConfig,
     ) -> None:
-        self.params, self.data = params, data
+        self.params, self.data, self.config = params, data, config
         self.wanted = [float_leaves(jax.jit(fn)(params, *inputs)) for inputs in data]
-        self.watch = jax.jit(partial(_states, fn, spec, config))
-        join = partial(joined, observer=config.act_observer, momentum=config.momentum)
-        self.join = jax.jit(join)
-        self.range = jax.jit(partial(range_of, config=config))
-        self.error = jax.jit(partial(_squared_errors, fn, spec, config))
+        self.watch = compiled(_states, fn, spec, config)
+        self.join = compiled(joined, config.act_observer, config.momentum)
+        self.error = compiled(_squared_errors, fn, spec, config)
 
     def __call__(self, trials: Log2) -> np.ndarray:
         """The error of each trial over all data; infinite where it is not a number."""
         seen = (self.watch(self.params, trials, inputs) for inputs in self.data)
         states, _ = reduce(self.join, ((state, {}) for state in seen))
         feed = {}
-        for name, state in states.items():
-            feed[f"{name}:low"], feed[f"{name}:high"] = self.range(state)
+        for name, ends in ranges_found(states, self.config).items():
+            feed[f"{name}:low"], feed[f"{name}:high"] = ends
         pairs = zip(self.data, self.wanted, strict=True)
         parts = [self.error(self.params, trials, feed, *pair) for pair in pairs]
         total = np.sum([np.asarray(part, np.float64) for part in parts], axis=0)

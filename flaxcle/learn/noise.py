@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flaxcle.cache import compiled
 from flaxcle.learn.sensitivity import Sensitivity
 from flaxcle.learn.sources import Source, Sources
 from flaxcle.quantize.config import QuantConfig
@@ -39,6 +40,10 @@ class Term(NamedTuple):
 
 def terms_of(sources: Sources, found: Sensitivity, config: QuantConfig) -> dict[str, Term]:
     """The terms of all sources; magnitudes are in units of grid steps."""
+    return compiled(_terms, sources, config)(found)
+
+
+def _terms(sources: Sources, config: QuantConfig, found: Sensitivity) -> dict[str, Term]:
     out = {}
     for source in sources.all:
         bits = config.weight_bits if source.leaf else config.act_bits

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flaxcle.cache import compiled
 from flaxcle.jaxpr import Op, trace
 from flaxcle.learn.sources import Source, Sources, find_sources
 from flaxcle.paths import PyTree, float_leaves, named_leaves, replace_leaves
@@ -48,7 +49,7 @@ def measure(
     config: QuantConfig,
 ) -> Sensitivity:
     """The sensitivity over all batches; signs are drawn from a fixed seed."""
-    probe = jax.jit(partial(_probe, fn, spec, config))
+    probe = compiled(_probe, fn, spec, config)
     total: Sensitivity | None = None
     for number, inputs in enumerate(batches):
         new = probe(params, inputs, jax.random.key(number))

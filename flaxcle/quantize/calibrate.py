@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxcle.cache import compiled
 from flaxcle.errors import CalibrationError, WeightError
 from flaxcle.jaxpr import Op, trace
 from flaxcle.paths import PyTree, is_float, leaf_name, named_leaves, parent, strip_collection
@@ -162,8 +163,7 @@ def calibrate(
     readers = find_readers(plan.flow).values()
     states, channels = _collect(fn, params, chain([first], data), config)
     _check_finite(states)
-    find = jax.jit(partial(range_of, config=config))
-    ranges = {name: find(state) for name, state in states.items()}
+    ranges = ranges_found(states, config)
     return Calibration(
         {name: low for name, (low, _) in ranges.items()},
         {name: high for name, (_, high) in ranges.items()},
@@ -177,9 +177,18 @@ def _collect(
     fn: Callable[..., Any], params: PyTree, data: Iterable[tuple[Any, ...]], config: QuantConfig
 ) -> tuple[States, States]:
     """The states of all activation quantizers and of all readers, over all batches."""
-    watch = jax.jit(partial(watched, fn, config.act_observer))
-    join = jax.jit(partial(joined, observer=config.act_observer, momentum=config.momentum))
+    watch = compiled(watched, fn, config.act_observer)
+    join = compiled(joined, config.act_observer, config.momentum)
     return reduce(join, (watch(params, inputs) for inputs in data))
+
+
+def ranges_found(states: States, config: QuantConfig) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """The range (low, high) of every quantizer."""
+    return compiled(_ranges_of, config)(states)
+
+
+def _ranges_of(config: QuantConfig, states: States) -> dict[str, tuple[jax.Array, jax.Array]]:
+    return {name: range_of(state, config) for name, state in states.items()}
 
 
 def watched(
@@ -202,7 +211,7 @@ def watched(
 
 
 def joined(
-    old: tuple[States, States], new: tuple[States, States], observer: str, momentum: float
+    observer: str, momentum: float, old: tuple[States, States], new: tuple[States, States]
 ) -> tuple[States, States]:
     """The states of two batches as those of one."""
     states = {name: merge(old[0][name], new[0][name], observer, momentum) for name in old[0]}
