@@ -18,7 +18,7 @@ import numpy as np
 
 from flaxcle.bias.adds import BiasAdd, find_bias_adds
 from flaxcle.cache import compiled
-from flaxcle.jaxpr import Op, trace
+from flaxcle.jaxpr import Computed, Op, trace
 from flaxcle.paths import PyTree, named_leaves, replace_leaves, wide_dtype
 from flaxcle.quantize.calibrate import Batches, Calibration, as_inputs, calibrate
 from flaxcle.quantize.config import QuantConfig
@@ -102,7 +102,10 @@ def _shifts(
     program = trace(fn, params, *inputs)
     plan = make_plan(program)
     adds = find_bias_adds(plan.flow)
-    means = program.run(reference, inputs, {op: _Mean(add) for op, add in adds.items()}).taps
+    quick = dict.fromkeys(plan.at, Computed())
+    means = program.run(
+        reference, inputs, {**quick, **{op: _Mean(add) for op, add in adds.items()}}
+    ).taps
     fixes = {op: _Fix(add) for op, add in adds.items()}
     feed = {**ranges, **means}
     return run_quantized(program, plan, params, inputs, config, feed, fixes).taps

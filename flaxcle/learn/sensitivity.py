@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxcle.cache import compiled
-from flaxcle.jaxpr import Op, trace
+from flaxcle.jaxpr import Op, computed, trace
 from flaxcle.learn.sources import Source, Sources, find_sources
 from flaxcle.paths import PyTree, float_leaves, named_leaves, replace_leaves
 from flaxcle.quantize.config import QuantConfig
@@ -139,7 +139,7 @@ class _Probe:
             taps[f"{source.name}:low"] = jnp.min(wide, rest)
             taps[f"{source.name}:high"] = jnp.max(wide, rest)
         if self.weight is None:
-            return op.bind(*watched), taps
+            return computed(op, *watched), taps
         x, w = watched[1 - self.weight], watched[self.weight]
         return [_centred(op, self.weight, x, w)], taps
 
@@ -168,7 +168,7 @@ def _centred(op: Op, weight: int, x: jax.Array, w: jax.Array) -> jax.Array:
     """A contraction whose gradient in the weight is that of inputs with mean zero."""
 
     def bound(x: jax.Array, w: jax.Array) -> jax.Array:
-        return op.bind(*((x, w) if weight else (w, x)))[0]
+        return computed(op, *((x, w) if weight else (w, x)))[0]
 
     @jax.custom_vjp
     def run(x: jax.Array, w: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ import numpy as np
 
 from flaxcle.cache import compiled
 from flaxcle.errors import CalibrationError, WeightError
-from flaxcle.jaxpr import Op, trace
+from flaxcle.jaxpr import Op, computed, trace
 from flaxcle.paths import PyTree, is_float, leaf_name, named_leaves, parent, strip_collection
 from flaxcle.quantize.channels import (
     ChannelRange,
@@ -111,7 +111,7 @@ class _Watch:
         if self.reader is not None:
             state = self.reader.look(operands[self.reader.operand])
             taps |= {f"{self.reader.name}:{key}": value for key, value in state.items()}
-        return op.bind(*operands), taps
+        return computed(op, *operands), taps
 
 
 def as_inputs(batch: Any) -> tuple[Any, ...]:

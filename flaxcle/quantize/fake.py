@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxcle.errors import CalibrationError, closest
-from flaxcle.jaxpr import Actions, Op, Program, Result, trace
+from flaxcle.jaxpr import Actions, Op, Program, Result, computed, trace
 from flaxcle.paths import PyTree
 from flaxcle.quantize.calibrate import Calibration
 from flaxcle.quantize.config import QuantConfig
@@ -119,7 +119,7 @@ class _Snap:
                 rounded[k] = snap_weight(x, self.config, quantizer.channel_axes)
             else:
                 rounded[k] = _snap_activation(x, quantizer, self.config, feed)
-        return op.bind(*rounded), {}
+        return computed(op, *rounded), {}
 
 
 def _ends(ends: Any, arrays: Any, config: QuantConfig, feed: Mapping[str, Any]) -> list[Any]:

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flaxcle.jaxpr import Op, trace
+from flaxcle.jaxpr import Op, computed, trace
 from flaxcle.paths import PyTree, wide_dtype
 from flaxcle.rounding.readers import Reader, find_readers
 
@@ -40,7 +40,7 @@ class _Watch:
         squares = jnp.einsum("gni,gnj->gij", x, x, precision=jax.lax.Precision.HIGHEST)
         values = (jnp.asarray(x.shape[1], x.dtype), squares)
         taps = {f"{self.reader.name}:{k}": v for k, v in zip(_KEYS, values, strict=True)}
-        return op.bind(*operands), taps
+        return computed(op, *operands), taps
 
 
 def second_moments(
