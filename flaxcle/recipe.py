@@ -172,7 +172,7 @@ class _Kitchen:
         """All stages in turn."""
         line = self.measured(_Candidate(self.fn, self.variables, self.variables), "as it is")
         line = self.enabled("fold BatchNorm", self.fold, line)
-        line = self.enabled("expose clips", self.expose, line)
+        line = self.expected("expose clips", self.expose, line)
         line = self.enabled("prune dead channels", self.prune, line)
         line = self.tried("equalize", self.equalize, line)
         line = self.tried("learn scales", self.learn, line)
@@ -203,6 +203,16 @@ class _Kitchen:
         new = self.stepped(name, stage, line)
         return new if np.isfinite(new.least) else line
 
+    def expected(self, name: str, stage: Stage, line: _Candidate) -> _Candidate:
+        """The network behind a stage that changes no number, with the noise that it had."""
+        start = time.monotonic()
+        new = self.applied(name, stage, line, start)
+        if new is line:
+            return line
+        self.rows.append((name, *self.numbers(line, start), ""))
+        stages = (*line.stages, name)
+        return replace(new, stages=stages, noise=line.noise, noise_corrected=line.noise_corrected)
+
     def tried(self, name: str, stage: Stage, line: _Candidate) -> _Candidate:
         """The better of a network with and without a stage."""
         new = self.stepped(name, stage, line)
@@ -211,12 +221,16 @@ class _Kitchen:
     def stepped(self, name: str, stage: Stage, line: _Candidate) -> _Candidate:
         """The network behind a stage, measured; the one before where the stage does not apply."""
         start = time.monotonic()
+        new = self.applied(name, stage, line, start)
+        return new if new is line else self.measured(replace(new, stages=line.stages), name, start)
+
+    def applied(self, name: str, stage: Stage, line: _Candidate, start: float) -> _Candidate:
+        """The network behind a stage; the one before, with a remark, where it does not apply."""
         try:
-            new = stage(line)
+            return stage(line)
         except FlaxcleError as error:
             self.rows.append((name, *self.numbers(line, start), str(error).splitlines()[0]))
             return line
-        return self.measured(replace(new, stages=line.stages), name, start)
 
     def measured(self, one: _Candidate, name: str, start: float | None = None) -> _Candidate:
         """The candidate with its noise on the batches that were held back."""
