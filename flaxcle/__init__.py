@@ -11,6 +11,7 @@ from flaxcle.compare import compare as compare
 from flaxcle.compare import sqnr as sqnr
 from flaxcle.discover import check_spec as check_spec
 from flaxcle.discover import find_spec as find_spec
+from flaxcle.distill import distill_inputs as distill_inputs
 from flaxcle.fold import fold_batch_norm as fold_batch_norm
 from flaxcle.learn import balance_scales as balance_scales
 from flaxcle.learn import learn_scales as learn_scales

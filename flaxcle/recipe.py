@@ -26,6 +26,7 @@ from flaxcle.bias.empirical import corrected
 from flaxcle.cache import compiled
 from flaxcle.clips import expose_clips
 from flaxcle.discover import find_spec
+from flaxcle.distill import distill_inputs
 from flaxcle.errors import CalibrationError, FlaxcleError
 from flaxcle.fold import fold_batch_norm
 from flaxcle.learn import learn_scales
@@ -99,9 +100,10 @@ class _Candidate:
 def quantize_recipe(
     fn: Function,
     variables: PyTree,
-    batches: Batches,
+    batches: Batches | None,
     config: QuantConfig,
     *,
+    inputs: tuple[Any, ...] = (),
     rounding: bool | None = None,
 ) -> Recipe:
     """Makes a trained network ready for its integer grid, by all means that help it.
@@ -116,8 +118,10 @@ def quantize_recipe(
         fn: any function `fn(variables, *inputs)`.
         variables: its params; for Flax the whole tree, with live BatchNorm.
         batches: calibration inputs, or tuples of inputs; never test data. Two or more, else the
-            single one is both seen and held back.
+            single one is both seen and held back. `None` works without data: `distill_inputs`
+            makes them out of what the BatchNorms remember, in minutes.
         config: the arithmetic.
+        inputs: without batches, examples of the inputs of one; `jax.ShapeDtypeStruct` will do.
         rounding: whether to try `round_weights`, which takes minutes; below 8 bits, where it
             pays, when not given.
 
@@ -125,7 +129,7 @@ def quantize_recipe(
         The function, its params and ranges, and a table of the stages.
 
     Raises:
-        CalibrationError: no batch, or activations that are not finite.
+        CalibrationError: no batch, activations that are not finite, or no data and no BatchNorm.
         WeightError: a weight holds NaN or infinity.
 
     Example:
@@ -137,7 +141,7 @@ def quantize_recipe(
         >>> recipe.stages.column("stage")[:2], bool(recipe.stages.column("kept")[4])
         (['as it is', 'fold BatchNorm'], True)
     """
-    data = [as_inputs(batch) for batch in batches]
+    data = _distilled(fn, variables, inputs) if batches is None else list(map(as_inputs, batches))
     if not data:
         raise CalibrationError(
             "the recipe needs at least one calibration batch",
@@ -147,6 +151,16 @@ def quantize_recipe(
     if rounding is None:
         rounding = config.weight_bits is not None and config.weight_bits < 8
     return _Kitchen(fn, variables, data, config).cook(rounding)
+
+
+def _distilled(fn: Function, variables: PyTree, inputs: tuple[Any, ...]) -> Data:
+    if not inputs:
+        raise CalibrationError(
+            "without batches the recipe must know the shapes of the inputs",
+            where="batches is None and inputs is empty",
+            then="pass inputs=(jax.ShapeDtypeStruct(shape, dtype),), with 32 or more in a batch",
+        )
+    return distill_inputs(fn, variables, *inputs)
 
 
 @dataclass

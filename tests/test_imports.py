@@ -26,7 +26,7 @@ LEVELS = (
     ("fold", "clips", "prune"),
     ("quantize",),
     ("bias", "rounding"),
-    ("learn",),
+    ("learn", "distill"),
     ("recipe",),
     ("verify", "compare", "report", "plot", "cli"),
     ("__init__",),

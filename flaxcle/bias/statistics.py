@@ -41,19 +41,30 @@ def norm_statistics(
     if before is not None:
         _check_structure(variables, before)
     leaves = named_leaves(variables if before is None else before)
-    found = find_norms(frames(program))
-    uses = [use for own in found.values() for use in own if not use.frame.scans]
-    top = program.graph.flat
-    makers = {id(op.outputs[0]): op for op in top}
-    uses = [use for use in uses if id(use.out) in makers and not _is_idle(use.norm, leaves)]
-    own = {use: _own(use, leaves) for use in uses}
+    makers = {u: op for u, op in find_uses(program).items() if not is_idle(u.norm, leaves)}
+    own = {use: _own(use, leaves) for use in makers}
     if before is not None:
-        lines = _lines(program, variables, before, inputs, {u: makers[id(u.out)] for u in uses})
+        lines = _lines(program, variables, before, inputs, makers)
         own = {use: _mapped(own[use], line) for use, line in lines.items() if line is not None}
     return {
         id(use.out): gaussian(mean, std**2, id(use.out), use.out.dtype)
         for use, (mean, std) in own.items()
     }
+
+
+def find_uses(program: Program) -> dict[Use, Op]:
+    """The norms outside of loops, and the op whose result is theirs."""
+    found = find_norms(frames(program))
+    uses = [use for own in found.values() for use in own if not use.frame.scans]
+    makers = {id(op.outputs[0]): op for op in program.graph.flat}
+    return {use: makers[id(use.out)] for use in uses if id(use.out) in makers}
+
+
+def per_channel(use: Use, leaf: Any) -> Any:
+    """A leaf of the norm, shaped to meet its result."""
+    sizes = enumerate(use.out.shape)
+    shape = [size if axis in use.layout.axes else 1 for axis, size in sizes]
+    return leaf.ravel()[np.asarray(use.layout.index)].reshape(shape)
 
 
 def _check_structure(variables: PyTree, before: PyTree) -> None:
@@ -67,7 +78,7 @@ def _check_structure(variables: PyTree, before: PyTree) -> None:
         )
 
 
-def _is_idle(norm: Norm, leaves: Mapping[str, Any]) -> bool:
+def is_idle(norm: Norm, leaves: Mapping[str, Any]) -> bool:
     """Whether the norm was folded: it subtracts nothing and divides by one."""
     mean, var = np.asarray(leaves[norm.mean]), np.asarray(leaves[norm.var])
     return not mean.any() and bool((var == unit_variance(norm, leaves[norm.var])).all())
@@ -78,16 +89,10 @@ Statistics = tuple[np.ndarray, np.ndarray]
 
 def _own(use: Use, leaves: Mapping[str, Any]) -> Statistics:
     """Mean and deviation behind a live norm, shaped to meet its result."""
-    rank = len(use.out.shape)
-    shape = [use.out.shape[k] if k in use.layout.axes else 1 for k in range(rank)]
-
-    def row(path: str | None, default: float) -> np.ndarray:
-        if path is None:
-            return np.full(shape, default)
-        leaf = np.asarray(leaves[path]).astype(np.float64).ravel()
-        return leaf[np.asarray(use.layout.index)].reshape(shape)
-
-    return row(use.norm.bias, 0.0), np.abs(row(use.norm.scale, 1.0))
+    norm, wide = use.norm, {p: np.asarray(leaves[p]).astype(np.float64) for p in use.norm.paths}
+    shift = wide[norm.bias] if norm.bias else np.zeros_like(wide[norm.mean])
+    scale = wide[norm.scale] if norm.scale else np.ones_like(wide[norm.mean])
+    return per_channel(use, shift), np.abs(per_channel(use, scale))
 
 
 class _Line(NamedTuple):
