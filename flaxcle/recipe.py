@@ -37,6 +37,7 @@ from flaxcle.quantize.calibrate import Batches, as_inputs
 from flaxcle.rounding import round_weights
 from flaxcle.tables import Table
 
+MARGIN = 1.5  # real data reach further than data that look typical to every norm
 COLUMNS = ("stage", "kept", "SQNR dB", "corrected dB", "seconds", "remark")
 
 Function = Callable[..., Any]
@@ -150,7 +151,8 @@ def quantize_recipe(
         )
     if rounding is None:
         rounding = config.weight_bits is not None and config.weight_bits < 8
-    return _Kitchen(fn, variables, data, config).cook(rounding)
+    margin = MARGIN if batches is None else 1.0
+    return _Kitchen(fn, variables, data, config, margin).cook(rounding)
 
 
 def _distilled(fn: Function, variables: PyTree, inputs: tuple[Any, ...]) -> Data:
@@ -171,6 +173,7 @@ class _Kitchen:
     variables: PyTree
     data: Data
     config: QuantConfig
+    margin: float
     rows: list[tuple[Any, ...]] = field(default_factory=list)
     best: _Candidate | None = None
 
@@ -194,8 +197,10 @@ class _Kitchen:
             for observer in ("minmax", "mse"):
                 stage = partial(self.round, observer)
                 line = self.tried(f"round weights ({observer})", stage, line)
-        for observer in ("percentile", "mse"):
-            if self.config.act_bits is not None and observer != self.config.act_observer:
+        # Distilled data have no outliers that clipping could harm: they can't judge it.
+        observers = ("percentile", "mse") if self.config.act_bits and self.margin == 1 else ()
+        for observer in observers:
+            if observer != self.config.act_observer:
                 stage = partial(self.calibrate, observer)
                 line = self.tried(f"ranges ({observer})", stage, line)
         return self.served()
@@ -249,7 +254,7 @@ class _Kitchen:
     def measured(self, one: _Candidate, name: str, start: float | None = None) -> _Candidate:
         """The candidate with its noise on the batches that were held back."""
         start = time.monotonic() if start is None else start
-        ranges = one.calibration or calibrate(one.fn, one.floats, self.seen, self.config)
+        ranges = one.calibration or self.ranges(one)
         fixed = corrected(one.fn, one.params, one.floats, self.seen, self.config, ranges)
         run = compiled(_quantized, one.fn, self.config)
         new = replace(
@@ -264,6 +269,14 @@ class _Kitchen:
             self.best = new
         self.rows.append((name, *self.numbers(new, start), ""))
         return new
+
+    def ranges(self, one: _Candidate) -> Calibration:
+        """The ranges on the batches that are seen, with the margin of distilled ones."""
+        found = calibrate(one.fn, one.floats, self.seen, self.config)
+        low, high = (
+            {k: x * self.margin for k, x in end.items()} for end in (found.low, found.high)
+        )
+        return replace(found, low=low, high=high)
 
     def numbers(self, one: _Candidate, start: float) -> tuple[float, float, float]:
         """Of a row: the SQNR, the same with corrected biases, and the seconds."""
