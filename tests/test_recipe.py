@@ -15,7 +15,9 @@ from flaxcle.errors import CalibrationError, WeightError
 from zoo import Network, build
 
 STAGES = ["as it is", "fold BatchNorm", "expose clips", "prune dead channels"]
-STAGES += ["equalize", "learn scales", "correct biases"]
+STAGES += ["equalize", "learn scales"]
+ROUNDINGS = ["round weights (minmax)", "round weights (mse)"]
+LAST = ["ranges (percentile)", "ranges (mse)", "correct biases"]
 
 
 def batches(network: Network, count: int = 4, size: int = 16) -> list[jax.Array]:
@@ -39,16 +41,18 @@ def naive(network: Network, data: list[jax.Array], config: QuantConfig) -> float
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "granularity"), [("mlp", "per_channel"), ("mobilenetv1_relu6", "per_tensor")]
+    ("name", "granularity", "bits"),
+    [("mlp", "per_channel", 6), ("mobilenetv1_relu6", "per_tensor", 8)],
 )
-def test_never_worse_than_the_network_as_it_is(name: str, granularity: Any) -> None:
-    network, config = build(name), QuantConfig(weight_bits=6, weight_granularity=granularity)
+def test_never_worse_than_the_network_as_it_is(name: str, granularity: Any, bits: int) -> None:
+    network, config = build(name), QuantConfig(weight_bits=bits, weight_granularity=granularity)
     data = batches(network)
     recipe = quantize_recipe(network.fn, network.params, data, config)
     before, after = naive(network, data, config), quality(network, recipe, data[-1])
     assert after >= before
     rows = list(recipe.stages)
-    assert [row["stage"] for row in rows] == STAGES
+    expected = [*STAGES, *(ROUNDINGS if bits < 8 else ()), *LAST]
+    assert [row["stage"] for row in rows] == expected
     np.testing.assert_allclose(rows[0]["SQNR dB"], before, atol=0.02)
     last = rows[-1]
     reported = last["corrected dB"] if last["kept"] else last["SQNR dB"]
@@ -76,13 +80,26 @@ def test_the_scaling_of_the_network_does_not_matter() -> None:
 
 
 @pytest.mark.slow
-def test_rounding_is_a_stage_when_asked() -> None:
+def test_rounding_is_a_stage_below_eight_bits_or_when_asked() -> None:
     network, config = build("mlp"), QuantConfig(weight_bits=4, act_bits=None)
     data = batches(network)
-    recipe = quantize_recipe(network.fn, network.params, data, config, rounding=True)
+    recipe = quantize_recipe(network.fn, network.params, data, config)
     stages = recipe.stages.column("stage")
-    assert "round weights" in stages
+    assert stages == [*STAGES, *ROUNDINGS, "correct biases"]
     assert quality(network, recipe, data[-1]) >= naive(network, data, config)
+    plain = quantize_recipe(network.fn, network.params, data, config, rounding=False)
+    assert plain.stages.column("stage") == [*STAGES, "correct biases"]
+
+
+def test_the_kept_stages_are_those_on_the_way_to_the_best() -> None:
+    network, config = build("mlp"), QuantConfig()
+    recipe = quantize_recipe(network.fn, network.params, batches(network), config)
+    rows = list(recipe.stages)
+    *measured, last = rows
+    best = max(max(row["SQNR dB"], row["corrected dB"]) for row in measured)
+    assert best == max(last["SQNR dB"], last["corrected dB"])
+    kept = [row for row in measured if row["kept"]]
+    assert max(kept[-1]["SQNR dB"], kept[-1]["corrected dB"]) == best
 
 
 def test_no_batch_is_an_error() -> None:
