@@ -12,7 +12,7 @@ import pytest
 
 import flaxcle as fc
 from flaxcle.errors import CalibrationError, ConfigError
-from flaxcle.recipe import MARGIN
+from flaxcle.recipe.pipeline import MARGIN
 
 RNG = np.random.default_rng(0)
 LIKE = jax.ShapeDtypeStruct((32, 8, 8, 3), jnp.float32)
@@ -97,7 +97,7 @@ def test_integer_inputs_and_empty_requests_are_errors() -> None:
 
 
 def test_the_recipe_works_without_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flaxcle.recipe.distill_inputs", quick_inputs)
+    monkeypatch.setattr("flaxcle.recipe.pipeline.distill_inputs", quick_inputs)
     variables, config = trained(), fc.QuantConfig(weight_bits=6)
     recipe = fc.quantize_recipe(Net().apply, variables, None, config, inputs=(LIKE,))
     x = jnp.asarray(RNG.normal(0.7, 2.0, LIKE.shape), jnp.float32)
