@@ -110,3 +110,12 @@ def test_one_dimension_and_three() -> None:
         _, op, fn, w, x = traced((2, *space, 3), (*(2 for _ in space), 1, 3), **options)
         (got,) = computed(op, x, w)
         np.testing.assert_allclose(got, fn({"w": w}, x), rtol=1e-5, atol=1e-5)
+
+
+def test_double_precision() -> None:
+    with jax.enable_x64(True):
+        options = options_of((2, 1), (1, 1), "SAME", LAYOUTS[0], 4)
+        _, op, fn, w, x = traced((1, 8, 8, 4), (3, 3, 1, 4), **options, dtype=jnp.float64)
+        (got,) = jax.jit(lambda x, w: computed(op, x, w))(x, w)
+        assert got.dtype == jnp.float64
+        np.testing.assert_allclose(got, fn({"w": w}, x), rtol=1e-12)

@@ -86,6 +86,8 @@ def test_rounding_is_a_stage_below_eight_bits_or_when_asked() -> None:
     recipe = quantize_recipe(network.fn, network.params, data, config)
     stages = recipe.stages.column("stage")
     assert stages == [*STAGES, *ROUNDINGS, "correct biases"]
+    kept = [row["stage"] for row in recipe.stages if row["kept"]]
+    assert sum(stage in ROUNDINGS for stage in kept) == 1
     assert quality(network, recipe, data[-1]) >= naive(network, data, config)
     plain = quantize_recipe(network.fn, network.params, data, config, rounding=False)
     assert plain.stages.column("stage") == [*STAGES, "correct biases"]

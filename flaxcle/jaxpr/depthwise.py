@@ -92,7 +92,8 @@ def _scanned(
 
     def add(total: jax.Array, tap: Any) -> Any:
         start, weight = tap
-        seen = jax.lax.dynamic_slice(x, (0, *start, 0), (batch, *spans, channels))
+        none = jnp.zeros((), start.dtype)
+        seen = jax.lax.dynamic_slice(x, (none, *start, none), (batch, *spans, channels))
         return total + seen[skip] * weight.reshape(*(1 for _ in x.shape[1:]), -1), None
 
     grid = np.stack(np.meshgrid(*map(np.arange, w.shape[:-1]), indexing="ij"), -1)

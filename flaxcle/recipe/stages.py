@@ -183,7 +183,7 @@ class Kitchen:
         run = compiled(_quantized, one.fn, self.config)
         new = replace(
             one,
-            stages=(*one.stages, name),
+            stages=(*(s for s in one.stages if _kind(s) != _kind(name)), name),
             calibration=ranges,
             noise=self.noise(run, one.params, ranges),
             corrected=fixed,
@@ -253,6 +253,11 @@ class Kitchen:
         """Ranges of activations by another observer."""
         config = replace(self.config, act_observer=observer)
         return replace(one, calibration=calibrate(one.fn, one.floats, self.seen, config))
+
+
+def _kind(stage: str) -> str:
+    """Of alternatives, such as two ways of rounding, the last that was kept counts."""
+    return stage.partition(" (")[0]
 
 
 def _quantized(
