@@ -94,20 +94,20 @@ class Bench:
 
     def baselines(self, config: fc.QuantConfig, images: int | None) -> dict[str, Any]:
         """The folded network, and the equalized one, as other tools make them."""
-        fn, data = self.subject.fn, self.subject.calibration
+        x = self.subject.inputs
+        exposed, params = fc.expose_clips(self.subject.fn, self.folded, x)
+        params = fc.prune_dead_channels(exposed, params, x)
+        params = fc.equalize(params, fc.find_spec(exposed, params, x))
+        networks = {
+            "folded": (self.subject.fn, self.folded),
+            "equalized": (exposed, params),
+        }
         out = {}
-        run = self.quantized(fn, self.folded, config)
-        out["folded"] = self.evaluate(run, self.folded, images)
-        fixed = fc.correct_bias(fn, self.folded, data, config)
-        out["folded, biases corrected"] = self.evaluate(run, fixed, images)
-        exposed, params = fc.expose_clips(fn, self.folded, data[0])
-        params = fc.prune_dead_channels(exposed, params, data[0])
-        spec = fc.find_spec(exposed, params, data[0])
-        params = fc.equalize(params, spec)
-        run = self.quantized(exposed, params, config)
-        out["equalized"] = self.evaluate(run, params, images)
-        fixed = fc.correct_bias(exposed, params, data, config)
-        out["equalized, biases corrected"] = self.evaluate(run, fixed, images)
+        for name, (fn, params) in networks.items():
+            run = self.quantized(fn, params, config)
+            out[name] = self.evaluate(run, params, images)
+            fixed = fc.correct_bias(fn, params, self.subject.calibration, config)
+            out[f"{name}, biases corrected"] = self.evaluate(run, fixed, images)
         return out
 
     def recipe(self, variables: Any, config: fc.QuantConfig, free: bool = False) -> dict[str, Any]:
@@ -118,9 +118,13 @@ class Bench:
         data = None if free else self.subject.calibration
         made = fc.quantize_recipe(self.subject.fn, variables, data, config, **options)
         seconds = time.perf_counter() - start
-        run = jax.jit(fc.fake_quant(made.fn, made.config, made.calibration))
         stages = [dict(row) for row in made.stages]
-        return self.evaluate(run, made.params, None) | {"seconds": seconds, "stages": stages}
+        return self.served(made, None) | {"seconds": seconds, "stages": stages}
+
+    def served(self, made: fc.Recipe, images: int | None) -> dict[str, Any]:
+        """Test metrics of a recipe."""
+        run = jax.jit(fc.fake_quant(made.fn, made.config, made.calibration))
+        return self.evaluate(run, made.params, images)
 
 
 def perplexity(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -156,30 +160,33 @@ def merge(path: Path, key: dict[str, Any], entry: dict[str, Any]) -> None:
     path.write_text(json.dumps([*kept, key | entry], indent=1) + "\n")
 
 
+def config_of(bits: str, per: str) -> fc.QuantConfig:
+    weights, acts = BITS[bits]
+    return fc.QuantConfig(weight_bits=weights, act_bits=acts, weight_granularity=f"per_{per}")
+
+
 def measure(bench: Bench, bits: str, per: str, arguments: argparse.Namespace) -> None:
     """One setting: baselines and the recipe."""
-    weights, acts = BITS[bits]
-    config = fc.QuantConfig(weight_bits=weights, act_bits=acts, weight_granularity=f"per_{per}")
-    key = {"network": bench.subject.name, "bits": bits, "per": per, "run": "plain"}
-    about = machine() | {"calibration": sum(map(len, bench.subject.calibration))}
-    results = bench.baselines(config, arguments.baseline_images)
+    config, images = config_of(bits, per), arguments.baseline_images
+    key = {"network": bench.subject.name, "bits": bits, "per": per}
+    seen = sum(map(len, bench.subject.calibration))
+    results = bench.baselines(config, images)
     results["recipe"] = bench.recipe(bench.subject.variables, config)
-    merge(arguments.json, key, about | {"results": results})
-    report(key, results)
+    keep(arguments.json, key | {"run": "plain"}, seen, results)
     if arguments.stress:
         params = stressed(bench)
         run = bench.quantized(bench.subject.fn, params, config)
-        results = {"folded": bench.evaluate(run, params, arguments.baseline_images)}
+        results = {"folded": bench.evaluate(run, params, images)}
         results["recipe"] = bench.recipe(params, config)
-        merge(arguments.json, key | {"run": "stressed"}, about | {"results": results})
-        report(key | {"run": "stressed"}, results)
+        keep(arguments.json, key | {"run": "stressed"}, seen, results)
     if arguments.data_free:
         results = {"recipe": bench.recipe(bench.subject.variables, config, free=True)}
-        merge(arguments.json, key | {"run": "data-free"}, about | {"results": results})
-        report(key | {"run": "data-free"}, results)
+        keep(arguments.json, key | {"run": "data-free"}, 0, results)
 
 
-def report(key: dict[str, Any], results: dict[str, Any]) -> None:
+def keep(path: Path, key: dict[str, Any], calibration: int, results: dict[str, Any]) -> None:
+    """Into the file, and on the screen."""
+    merge(path, key, machine() | {"calibration": calibration, "results": results})
     print(*key.values(), flush=True)
     for name, row in results.items():
         shown = {k: round(v, 3) for k, v in row.items() if isinstance(v, float)}

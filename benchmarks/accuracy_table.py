@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-DATA = Path(__file__).parent / "results" / "accuracy.json"
-ORDER = ("plain", "stressed", "data-free")
+from accuracy import BITS, DATA
+from accuracy_stages import DATA as STAGES
+
+ORDER = ("plain", "stressed", "data-free", "stages")
 
 
 def cell(row: dict[str, Any]) -> tuple[str, str]:
@@ -27,7 +28,7 @@ def lines(entries: list[dict[str, Any]]) -> Iterator[str]:
     yield "| setting | network | inputs | float | quantized (loss) | agreement % | SQNR dB |"
     yield "|---|---|---:|---:|---:|---:|---:|"
     for entry in entries:
-        run = "" if entry["run"] == "plain" else f", {entry['run']}"
+        run = "" if entry["run"] in ("plain", "stages") else f", {entry['run']}"
         for name, row in entry["results"].items():
             reached, own = cell(row)
             shown = f"**{name}**" if name == "recipe" else name
@@ -46,15 +47,22 @@ def stages(entry: dict[str, Any]) -> Iterator[str]:
 
 
 def rank(entry: dict[str, Any]) -> tuple[Any, ...]:
-    bits = ("W8A8", "W6A6", "W4A8").index(entry["bits"])
+    bits = list(BITS).index(entry["bits"])
     return (entry["network"], ORDER.index(entry["run"]), entry["per"] != "tensor", bits)
 
 
 def main() -> None:
-    entries = sorted(json.loads(DATA.read_text()), key=rank)
+    files = [json.loads(path.read_text()) for path in (DATA, STAGES)]
+    entries = sorted((entry for file in files for entry in file), key=rank)
     for network, group in groupby(entries, key=lambda entry: entry["network"]):
-        own = list(group)
+        every = list(group)
+        own = [entry for entry in every if entry["run"] != "stages"]
         print(f"### {network}\n", *lines(own), sep="\n")
+        left_out = [entry for entry in every if entry["run"] == "stages"]
+        if left_out:
+            print(
+                "\nWith one stage left out, on the first test inputs:\n", *lines(left_out), sep="\n"
+            )
         for entry in own:
             if entry["run"] == "plain":
                 print(f"\nStages at {entry['bits']} per {entry['per']}, on calibration data:\n")

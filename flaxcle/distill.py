@@ -10,7 +10,7 @@ where mean and std are those behind the norm. The invariant: no data is seen, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,13 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from flaxcle.bias.statistics import find_uses, is_idle, per_channel
+from flaxcle.bias.statistics import find_uses, is_idle, remembered
 from flaxcle.cache import compiled
+from flaxcle.descent import descended
 from flaxcle.errors import CalibrationError, ConfigError
 from flaxcle.fold.match import Norm, Use
 from flaxcle.jaxpr import Computed, Op, trace
 from flaxcle.jaxpr.graph import CONTRACTIONS
 from flaxcle.paths import PyTree, is_float, named_leaves, wide_dtype
+from flaxcle.prune.activity import probe
 
 FLOOR = 0.1  # of the norm's typical deviation: dead channels must not count most
 RATE = 0.1
@@ -82,7 +84,8 @@ def distill_inputs(
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), inputs)
     norms = _live_norms(fn, variables, like)
     descend = compiled(_descend, fn, norms, optimizer, steps)
-    return [descend(variables, start) for start in _noise(like, batches, seed)]
+    rng = np.random.default_rng(seed)
+    return [descend(variables, probe(like, rng)) for _ in range(batches)]
 
 
 def _live_norms(
@@ -108,12 +111,6 @@ def _live_norms(
     return live
 
 
-def _noise(like: tuple[Any, ...], batches: int, seed: int) -> Iterator[tuple[Any, ...]]:
-    rng = np.random.default_rng(seed)
-    for _ in range(batches):
-        yield jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), like)
-
-
 def _descend(
     fn: Callable[..., Any],
     norms: frozenset[Norm],
@@ -127,9 +124,7 @@ def _descend(
 
     def step(_: int, carry: Any) -> Any:
         x, state = carry
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
-            updates, state = rule.update(slope(x), state, x)
-        return optax.apply_updates(x, updates), state
+        return descended(rule.update, slope(x), state, x)
 
     return jax.lax.fori_loop(0, steps, step, (start, rule.init(start)))[0]
 
@@ -155,10 +150,7 @@ class _Tap:
     def __init__(self, name: str, use: Use, leaves: Mapping[str, Any]) -> None:
         self.name, self.use = name, use
         wide = {p: leaves[p].astype(wide_dtype(leaves[p].dtype)) for p in use.norm.paths}
-        none = jnp.zeros_like(wide[use.norm.mean])
-        shift = wide[use.norm.bias] if use.norm.bias else none
-        scale = wide[use.norm.scale] if use.norm.scale else none + 1
-        self.mean, self.std = per_channel(use, shift), jnp.abs(per_channel(use, scale))
+        self.mean, self.std = remembered(use, wide)
 
     def __call__(self, op: Op, operands: list[Any], feed: Mapping[str, Any]) -> Any:
         (out,) = op.bind(*operands)

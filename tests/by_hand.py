@@ -9,18 +9,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxcle import Group, Spec
+from flaxcle import Group, Scales, Spec
 from flaxcle.paths import map_named, named_leaves
 from flaxcle.spec.table import channels, normal_axes
 
 PyTree = Any
 
 
-def random_log2(spec: Spec, seed: int = 0, whole: bool = False) -> dict[str, np.ndarray]:
-    """Random base-2 logarithms of every scale; whole ones are powers of two."""
+def random_log2(
+    spec: Spec, seed: int = 0, whole: bool = False, reach: float = 3.0
+) -> dict[str, np.ndarray]:
+    """Random base-2 logarithms of every scale, up to `reach`; whole ones are powers of two."""
     rng = np.random.default_rng(seed)
-    draws = {group.name: rng.uniform(-3, 3, group.shape) for group in spec.groups}
+    draws = {group.name: rng.uniform(-reach, reach, group.shape) for group in spec.groups}
     return {name: np.rint(draw) if whole else draw for name, draw in draws.items()}
+
+
+def random_scales(spec: Spec, seed: int, reach: float) -> Scales:
+    """The same for the library."""
+    log2 = random_log2(spec, seed, reach=reach)
+    return Scales({name: jnp.asarray(values, jnp.float32) for name, values in log2.items()})
 
 
 def apply_table(params: PyTree, spec: Spec, log2: dict[str, np.ndarray]) -> PyTree:

@@ -211,13 +211,13 @@ REFUSED: dict[str, tuple[str, Chain]] = {
     "a step at zero": (
         "the outputs would differ", lambda p, y: behind(p, jnp.where(y > 0, y, y + 5.0)),
     ),
-    "a bound of another spelling": ("a clip cuts it", lambda p, y: behind(p, jnp.clip(y, 0, 7.0))),
+    "a bound of another spelling": ("a clip cuts it", lambda p, y: behind(p, jnp.clip(y, 0, 9.0))),
 }  # fmt: skip
 
 
 def case(chain: Chain) -> tuple[Any, Any, jax.Array]:
     fn = lambda p, x: chain(p, conv(p["one"], x))  # noqa: E731
-    x = np.random.default_rng(1).normal(size=(3, 10, 10, 3))  # whichever tests ran before
+    x = np.random.default_rng(4).normal(size=(3, 10, 10, 3))  # whichever tests ran before
     return fn, as_jax(PARAMS), jnp.asarray(x)
 
 

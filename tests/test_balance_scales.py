@@ -54,6 +54,7 @@ def example() -> tuple[dict[str, jax.Array], Spec, jax.Array]:
     [
         ("llama_gqa", "w8a8 per channel"),
         ("cross_attention", "w4 per channel"),
+        ("cross_attention", "w8a8"),
     ],
 )
 def test_never_worse_than_one_alpha_for_all(name, kind):

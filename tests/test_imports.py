@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "flaxcle"
 LEVELS = (
     ("errors", "tables", "cache"),
     ("paths",),
+    ("descent",),
     ("spec",),
     ("jaxpr",),
     ("rules",),

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import flaxcle as fc
+from by_hand import random_scales
 from flaxcle import Group, QuantConfig, Scales, Site, Spec
 from flaxcle.errors import CalibrationError, ConfigError, PathError
 from flaxcle.jaxpr import trace
@@ -31,12 +32,6 @@ LAWS = ("grouped", "moe", "llama_gqa", "scan_stack", "cond_branches", "pixel_shu
 
 def found_spec(network: Network) -> Spec:
     return fc.find_spec(network.fn, network.params, *network.inputs)
-
-
-def random_scales(spec: Spec, seed: int, octaves: float = 2.0) -> Scales:
-    rng = np.random.default_rng(seed)
-    drawn = {group.name: rng.uniform(-octaves, octaves, group.shape) for group in spec.groups}
-    return Scales({name: jnp.asarray(values, "f") for name, values in drawn.items()})
 
 
 def vector(scales: Scales, spec: Spec) -> jax.Array:
@@ -64,7 +59,7 @@ def factor(source: Source, x: np.ndarray) -> np.ndarray:
 def test_ranges_and_gains_move_as_the_links_say(name: str) -> None:
     network, config = build(name), QuantConfig()
     spec = found_spec(network)
-    scales = random_scales(spec, 1)
+    scales = random_scales(spec, 1, reach=2.0)
     x = np.asarray(vector(scales, spec))
     moved = fc.apply_scales(network.params, scales, spec)
     before, after = (
@@ -116,7 +111,7 @@ def test_the_prediction_is_the_noise_of_fake_quantization(bits: tuple[Any, Any])
     spec = found_spec(network)
     wanted, real = [], []
     for seed in range(5):
-        scales = random_scales(spec, seed, octaves=0.5)
+        scales = random_scales(spec, seed, reach=0.5)
         moved = fc.apply_scales(network.params, scales, spec)
         ranges = fc.calibrate(network.fn, moved, [x], config)
         moved = fc.correct_bias(network.fn, moved, [x], config)
@@ -188,7 +183,7 @@ def test_the_p_norm_comes_down_to_the_largest_entry(config: QuantConfig) -> None
     spec = found_spec(network)
     sources = find_sources(trace(network.fn, network.params, *network.inputs), spec, config)
     found = measure(network.fn, network.params, spec, [network.inputs], config)
-    terms, x = terms_of(sources, found, config), vector(random_scales(spec, 3), spec)
+    terms, x = terms_of(sources, found, config), vector(random_scales(spec, 3, reach=2.0), spec)
     for source in sources.all:
         hard = float(noise(source, terms[source.name], x))
         soft = [

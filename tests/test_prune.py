@@ -15,7 +15,7 @@ from flax import nnx
 from flax.core import FrozenDict, freeze
 
 import flaxcle as fc
-from by_hand import apply_table
+from by_hand import apply_table, random_log2
 from flaxcle.paths import named_leaves, replace_leaves
 from flaxcle.spec.table import channels
 from zoo import build
@@ -109,9 +109,7 @@ def test_the_same_channels_die_however_they_are_scaled():
     net = planted()
     exposed, params = fc.expose_clips(net.fn, net.params, net.x)
     spec = fc.find_spec(exposed, params, net.x)
-    rng = np.random.default_rng(0)
-    log2 = {g.name: rng.uniform(-10, 10, g.shape) for g in spec.groups}
-    scaled = apply_table(params, spec, log2)
+    scaled = apply_table(params, spec, random_log2(spec, reach=10.0))
     pruned = fc.prune_dead_channels(exposed, scaled, net.x)
     assert zeroed(scaled, pruned) == zeroed(net.params, net.pruned)
     old, new = named_leaves(scaled), named_leaves(pruned)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import flaxcle as fc
-from flaxcle import QuantConfig, Recipe, Scales, quantize_recipe
+from by_hand import random_scales
+from flaxcle import QuantConfig, Recipe, quantize_recipe
 from flaxcle.errors import CalibrationError, WeightError
 from zoo import Network, build
 
@@ -65,9 +66,7 @@ def test_the_scaling_of_the_network_does_not_matter() -> None:
     network, config = build("mlp"), QuantConfig()
     data = batches(network)
     spec = fc.find_spec(network.fn, network.params, data[0])
-    rng = np.random.default_rng(1)
-    drawn = {g.name: jnp.asarray(rng.uniform(-5, 5, g.shape), "f") for g in spec.groups}
-    stressed = fc.apply_scales(network.params, Scales(drawn), spec)
+    stressed = fc.apply_scales(network.params, random_scales(spec, 1, reach=5.0), spec)
     plain, loud = (
         quality(network, quantize_recipe(network.fn, params, data, config), data[-1])
         for params in (network.params, stressed)

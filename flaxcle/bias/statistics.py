@@ -42,7 +42,8 @@ def norm_statistics(
         _check_structure(variables, before)
     leaves = named_leaves(variables if before is None else before)
     makers = {u: op for u, op in find_uses(program).items() if not is_idle(u.norm, leaves)}
-    own = {use: _own(use, leaves) for use in makers}
+    wide = {p: np.asarray(leaves[p], np.float64) for use in makers for p in use.norm.paths}
+    own = {use: remembered(use, wide) for use in makers}
     if before is not None:
         lines = _lines(program, variables, before, inputs, makers)
         own = {use: _mapped(own[use], line) for use, line in lines.items() if line is not None}
@@ -87,12 +88,12 @@ def is_idle(norm: Norm, leaves: Mapping[str, Any]) -> bool:
 Statistics = tuple[np.ndarray, np.ndarray]
 
 
-def _own(use: Use, leaves: Mapping[str, Any]) -> Statistics:
+def remembered(use: Use, leaves: Mapping[str, Any]) -> tuple[Any, Any]:
     """Mean and deviation behind a live norm, shaped to meet its result."""
-    norm, wide = use.norm, {p: np.asarray(leaves[p]).astype(np.float64) for p in use.norm.paths}
-    shift = wide[norm.bias] if norm.bias else np.zeros_like(wide[norm.mean])
-    scale = wide[norm.scale] if norm.scale else np.ones_like(wide[norm.mean])
-    return per_channel(use, shift), np.abs(per_channel(use, scale))
+    norm, none = use.norm, leaves[use.norm.mean] * 0
+    shift = leaves[norm.bias] if norm.bias else none
+    scale = leaves[norm.scale] if norm.scale else none + 1
+    return per_channel(use, shift), abs(per_channel(use, scale))
 
 
 class _Line(NamedTuple):

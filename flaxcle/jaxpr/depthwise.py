@@ -10,6 +10,7 @@ agree to rounding, with sums in float32 or wider.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -52,9 +53,8 @@ def _is_depthwise(op: Op) -> bool:
     params: Any = op.params
     x, w = op.inputs
     numbers = params["dimension_numbers"]
-    channels, taps = x.shape[numbers.lhs_spec[1]], 1
-    for axis in numbers.rhs_spec[2:]:
-        taps *= w.shape[axis]
+    channels = x.shape[numbers.lhs_spec[1]]
+    taps = math.prod(w.shape[axis] for axis in numbers.rhs_spec[2:])
     return (
         1 < channels == params["feature_group_count"] == w.shape[numbers.rhs_spec[0]]
         and params["batch_group_count"] == 1

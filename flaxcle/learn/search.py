@@ -19,13 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from flaxcle.descent import descended
 from flaxcle.errors import CalibrationError, ConfigError
 from flaxcle.jaxpr import trace
 from flaxcle.learn.noise import Term, noise, norms_of, soft_noise, terms_of
 from flaxcle.learn.sensitivity import Sensitivity, measure
 from flaxcle.learn.sources import Source, find_sources, offsets
 from flaxcle.paths import PyTree
-from flaxcle.quantize.calibrate import Batches, as_inputs
+from flaxcle.quantize.calibrate import Batches, as_inputs, no_batch
 from flaxcle.quantize.config import QuantConfig
 from flaxcle.solve import solve
 from flaxcle.spec import Scales, Spec, check_fit
@@ -93,11 +94,7 @@ def learn_scales(
     check_fit(spec, params)
     data = [as_inputs(batch) for batch in batches]
     if not data:
-        raise CalibrationError(
-            "learning scales needs at least one batch",
-            where="batches is empty or already consumed",
-            then="pass a list of inputs, or a fresh generator",
-        )
+        raise no_batch("learning scales needs at least one batch")
     starts = (Scales.zeros(spec), solve(params, spec), solve(params, spec.select()))
     sources = find_sources(trace(fn, params, *data[0]), spec, config)
     found = measure(fn, params, spec, data, config)
@@ -145,10 +142,7 @@ class _Problem:
 
         def step(_: int, carry: Any) -> Any:
             now, state = carry
-            slope = jax.grad(loss)(now)
-            with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
-                updates, state = update(slope, state, now)
-            moved: Any = optax.apply_updates(now, updates)
+            moved, state = descended(update, jax.grad(loss)(now), state, now)
             moved = jnp.clip(moved, -LIMIT, LIMIT)
             return jnp.clip(moved, x - REACH / p, x + REACH / p), state
 

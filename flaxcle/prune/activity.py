@@ -113,7 +113,7 @@ def _host(reader: Reader, taps: Mapping[str, jax.Array]) -> np.ndarray:
     return tap.max(axis=tuple(range(loops))).ravel()
 
 
-def probe(inputs: Sequence[Any], seed: int) -> Any:
+def probe(inputs: Sequence[Any], seed: int | np.random.Generator) -> Any:
     """Random inputs of the same shapes; integers are zero."""
     rng = np.random.default_rng(seed)
 

@@ -114,6 +114,15 @@ class _Watch:
         return computed(op, *operands), taps
 
 
+def no_batch(what: str) -> CalibrationError:
+    """The error that says so."""
+    return CalibrationError(
+        what,
+        where="batches is empty or already consumed",
+        then="pass a list of inputs, or a fresh generator",
+    )
+
+
 def as_inputs(batch: Any) -> tuple[Any, ...]:
     """A batch as the tuple of the function's inputs."""
     return batch if isinstance(batch, tuple) else (batch,)
@@ -152,11 +161,7 @@ def calibrate(
     data = map(as_inputs, batches)
     first = next(data, None)
     if first is None:
-        raise CalibrationError(
-            "calibration needs at least one batch",
-            where="batches is empty or already consumed",
-            then="pass a list of inputs, or a fresh generator",
-        )
+        raise no_batch("calibration needs at least one batch")
     weights = _extremes({p: x for p, x in named_leaves(params).items() if _has_range(x)})
     plan = make_plan(trace(fn, params, *first))
     _check_weights(plan, weights)

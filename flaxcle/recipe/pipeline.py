@@ -17,7 +17,7 @@ from flaxcle.distill import distill_inputs
 from flaxcle.errors import CalibrationError
 from flaxcle.paths import PyTree
 from flaxcle.quantize import QuantConfig
-from flaxcle.quantize.calibrate import Batches, as_inputs
+from flaxcle.quantize.calibrate import Batches, as_inputs, no_batch
 from flaxcle.recipe.stages import Data, Function, Kitchen, Recipe
 
 MARGIN = 1.5  # real data reach further than data that look typical to every norm
@@ -69,11 +69,7 @@ def quantize_recipe(
     """
     data = _distilled(fn, variables, inputs) if batches is None else list(map(as_inputs, batches))
     if not data:
-        raise CalibrationError(
-            "the recipe needs at least one calibration batch",
-            where="batches is empty or already consumed",
-            then="pass a list of inputs, or a fresh generator",
-        )
+        raise no_batch("the recipe needs at least one calibration batch")
     if rounding is None:
         rounding = config.weight_bits is not None and config.weight_bits < 8
     margin = MARGIN if batches is None else 1.0

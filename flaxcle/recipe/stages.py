@@ -111,7 +111,8 @@ class Kitchen:
 
     def cook(self, rounding: bool) -> Recipe:
         """All stages in turn."""
-        line = self.measured(_Candidate(self.fn, self.variables, self.variables), "as it is")
+        start = _Candidate(self.fn, self.variables, self.variables)
+        line = self.measured(start, "as it is", time.monotonic())
         line = self.enabled("fold BatchNorm", self.fold, line)
         line = self.expected("expose clips", self.expose, line)
         line = self.enabled("prune dead channels", self.prune, line)
@@ -175,9 +176,8 @@ class Kitchen:
             self.rows.append((name, *self.numbers(line, start), str(error).splitlines()[0]))
             return line
 
-    def measured(self, one: _Candidate, name: str, start: float | None = None) -> _Candidate:
+    def measured(self, one: _Candidate, name: str, start: float) -> _Candidate:
         """The candidate with its noise on the batches that were held back."""
-        start = time.monotonic() if start is None else start
         ranges = one.calibration or self.ranges(one)
         fixed = corrected(one.fn, one.params, one.floats, self.seen, self.config, ranges)
         run = compiled(_quantized, one.fn, self.config)

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flaxcle.cache import compiled
 from flaxcle.jaxpr import Op, computed, trace
 from flaxcle.paths import PyTree, wide_dtype
 from flaxcle.rounding.readers import Reader, find_readers
@@ -47,25 +48,27 @@ def second_moments(
     fn: Callable[..., Any], params: PyTree, data: Iterable[tuple[Any, ...]]
 ) -> dict[str, jax.Array]:
     """Leaf -> C (layers, groups, inputs, inputs) over all data and readers."""
-
-    @jax.jit
-    def one(params: PyTree, inputs: tuple[Any, ...]) -> dict[str, Moments]:
-        program = trace(fn, params, *inputs)
-        readers = {op: r for op, r in find_readers(program).items() if is_small(r)}
-        taps = program.run(params, inputs, {op: _Watch(r) for op, r in readers.items()}).taps
-        total: dict[str, Moments] = {}
-        for reader in readers.values():
-            old = total.get(reader.leaf)
-            new = _of_leaf(reader, taps)
-            total[reader.leaf] = new if old is None else jax.tree.map(jnp.add, old, new)
-        return total
-
+    one = compiled(_of_batch, fn)
     add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
     moments: Any = None
     for inputs in data:
         new = one(params, inputs)
         moments = new if moments is None else add(moments, new)
     return {leaf: _mean(total) for leaf, total in moments.items()}
+
+
+def _of_batch(
+    fn: Callable[..., Any], params: PyTree, inputs: tuple[Any, ...]
+) -> dict[str, Moments]:
+    program = trace(fn, params, *inputs)
+    readers = {op: r for op, r in find_readers(program).items() if is_small(r)}
+    taps = program.run(params, inputs, {op: _Watch(r) for op, r in readers.items()}).taps
+    total: dict[str, Moments] = {}
+    for reader in readers.values():
+        old = total.get(reader.leaf)
+        new = _of_leaf(reader, taps)
+        total[reader.leaf] = new if old is None else jax.tree.map(jnp.add, old, new)
+    return total
 
 
 def is_small(reader: Reader) -> bool:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flaxcle.descent import descended
 from flaxcle.rounding.choices import Choices
 
 _STRETCH = 1.2
@@ -84,9 +85,7 @@ def _anneal(
     def turn(carry: Any, step: jax.Array) -> Any:
         v, state = carry
         gradient = jax.grad(loss)(v, step)
-        with jax.numpy_dtype_promotion("standard"):  # which optax relies on
-            updates, state = optimizer.update(gradient, state, v)
-        return (optax.apply_updates(v, updates), state), None
+        return descended(optimizer.update, gradient, state, v), None
 
     share = jnp.clip(choices.exact - choices.down, 0, 1)
     start = -jnp.log(_STRETCH / (share + (_STRETCH - 1) / 2) - 1)

@@ -18,7 +18,7 @@ import optax
 from flaxcle.errors import CalibrationError, ConfigError, WeightError
 from flaxcle.jaxpr import trace
 from flaxcle.paths import PyTree, named_leaves, replace_leaves
-from flaxcle.quantize.calibrate import Batches, as_inputs
+from flaxcle.quantize.calibrate import Batches, as_inputs, no_batch
 from flaxcle.quantize.config import QuantConfig
 from flaxcle.rounding.choices import find_choices
 from flaxcle.rounding.moments import second_moments
@@ -83,11 +83,7 @@ def round_weights(
     data = map(as_inputs, batches)
     first = next(data, None)
     if first is None:
-        raise CalibrationError(
-            "rounding needs at least one batch",
-            where="batches is empty or already consumed",
-            then="pass a list of inputs, or a fresh generator",
-        )
+        raise no_batch("rounding needs at least one batch")
     stacks = {r.leaf: r.stack for r in find_readers(trace(fn, params, *first)).values()}
     leaves = named_leaves(params)
     weights = {path: stack.of(leaves[path]) for path, stack in stacks.items()}
