@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 Shapes = Any
+Network = tuple[Callable[..., Any], Shapes, jax.ShapeDtypeStruct]
 
 
 class Bottleneck(nn.Module):
@@ -48,10 +49,59 @@ class ResNet(nn.Module):
         return nn.Dense(1000)(x.mean(axis=(1, 2)))
 
 
-def resnet(*stages: int) -> tuple[Callable[..., Any], Shapes, jax.ShapeDtypeStruct]:
-    """ResNet-50 is (3, 4, 6, 3)."""
-    model, x = ResNet(stages), jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+class InvertedResidual(nn.Module):
+    """MobileNetV2's block with live BatchNorm."""
+
+    expansion: int
+    channels: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y, width = x, x.shape[-1] * self.expansion
+        if self.expansion > 1:
+            y = nn.relu6(self.normed(y, width, 1, 1, 1))
+        y = nn.relu6(self.normed(y, width, 3, self.stride, width))
+        y = self.normed(y, self.channels, 1, 1, 1)
+        return x + y if x.shape == y.shape else y
+
+    def normed(self, x: jax.Array, features: int, size: int, stride: int, split: int) -> jax.Array:
+        x = nn.Conv(
+            features, (size, size), strides=stride, feature_group_count=split, use_bias=False
+        )(x)
+        return nn.BatchNorm(use_running_average=True)(x)
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 of width 1 (Sandler et al. 2018, table 2)."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.Conv(32, (3, 3), strides=2, use_bias=False)(x)
+        x = nn.relu6(nn.BatchNorm(use_running_average=True)(x))
+        for expansion, channels, blocks, stride in MOBILE_STAGES:
+            for block in range(blocks):
+                x = InvertedResidual(expansion, channels, 1 if block else stride)(x)
+        x = nn.Conv(1280, (1, 1), use_bias=False)(x)
+        x = nn.relu6(nn.BatchNorm(use_running_average=True)(x))
+        return nn.Dense(1000)(x.mean(axis=(1, 2)))
+
+
+MOBILE_STAGES = (
+    *((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2)),
+    *((6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)),
+)
+
+
+def linen(model: nn.Module) -> Network:
+    """A Flax network of ImageNet's images."""
+    x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     return model.apply, jax.eval_shape(model.init, jax.random.key(0), x), x
+
+
+def resnet(*stages: int) -> Network:
+    """ResNet-50 is (3, 4, 6, 3)."""
+    return linen(ResNet(stages))
 
 
 def shapes(tree: Any) -> Shapes:
@@ -71,12 +121,14 @@ def rms_norm(scale: jax.Array, x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-5) * scale
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Causal attention; heads on axis -2, several query heads for one key head."""
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool = True) -> jax.Array:
+    """Attention; heads on axis -2, several query heads for one key head."""
     q = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
     logits = jnp.einsum("btkgd,bskd->bkgts", q, k) / q.shape[-1] ** 0.5
-    mask = jnp.tril(jnp.ones(logits.shape[-2:], bool))
-    weights = jax.nn.softmax(jnp.where(mask, logits, -jnp.inf))
+    if causal:
+        mask = jnp.tril(jnp.ones(logits.shape[-2:], bool))
+        logits = jnp.where(mask, logits, -jnp.inf)
+    weights = jax.nn.softmax(logits)
     out = jnp.einsum("bkgts,bskd->btkgd", weights, v)
     return out.reshape(*out.shape[:2], -1, out.shape[-1])
 
@@ -90,24 +142,48 @@ def rope(x: jax.Array) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def gpt_block(p: Any, x: jax.Array) -> jax.Array:
+def gpt_block(p: Any, x: jax.Array, causal: bool = True) -> jax.Array:
     """GPT-2's block: LayerNorm, fused q/k/v, GELU."""
     qkv = jnp.einsum("btd,dchk->cbthk", layer_norm(p["ln1"], x), p["qkv"])
     q, k, v = qkv + p["qkv_bias"][:, None, None]
-    x = x + jnp.einsum("bthk,hkd->btd", attend(q, k, v), p["out"]) + p["out_bias"]
+    x = x + jnp.einsum("bthk,hkd->btd", attend(q, k, v, causal), p["out"]) + p["out_bias"]
     h = jax.nn.gelu(layer_norm(p["ln2"], x) @ p["up"] + p["up_bias"])
     return x + h @ p["down"] + p["down_bias"]
 
 
-def gpt(layers: int, width: int, heads: int) -> tuple[Callable[..., Any], Shapes, Any]:
-    """GPT-2 with tied embeddings."""
+def gpt_shapes(width: int, heads: int) -> Any:
+    """The shapes of a block."""
     d, h, k = width, heads, width // heads
     norm = {"scale": (d,), "bias": (d,)}
-    block = {
+    return {
         **{"ln1": norm, "qkv": (d, 3, h, k), "qkv_bias": (3, h, k), "out": (h, k, d)},
         **{"out_bias": (d,), "ln2": norm, "up": (d, 4 * d), "up_bias": (4 * d,)},
         **{"down": (4 * d, d), "down_bias": (d,)},
     }
+
+
+def vit(layers: int, width: int, heads: int) -> Network:
+    """ViT with patches of 16x16; the mean of the tokens is classified."""
+    d, norm, block = width, {"scale": (width,), "bias": (width,)}, gpt_shapes(width, heads)
+    tree = {"patch": (16, 16, 3, d), "patch_bias": (d,), "position": (196, d)}
+    tree |= {"blocks": [block] * layers, "ln": norm, "head": (d, 1000), "head_bias": (1000,)}
+
+    def fn(p: Any, images: jax.Array) -> jax.Array:
+        layout = ("NHWC", "HWIO", "NHWC")
+        x = jax.lax.conv_general_dilated(
+            images, p["patch"], (16, 16), "VALID", dimension_numbers=layout
+        )
+        x = (x + p["patch_bias"]).reshape(x.shape[0], -1, d) + p["position"]
+        for block in p["blocks"]:
+            x = gpt_block(block, x, causal=False)
+        return layer_norm(p["ln"], x).mean(1) @ p["head"] + p["head_bias"]
+
+    return fn, shapes(tree), jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+
+
+def gpt(layers: int, width: int, heads: int) -> Network:
+    """GPT-2 with tied embeddings."""
+    d, norm, block = width, {"scale": (width,), "bias": (width,)}, gpt_shapes(width, heads)
     tree = {"wte": (50257, d), "wpe": (1024, d), "blocks": [block] * layers, "ln": norm}
 
     def fn(p: Any, ids: jax.Array) -> jax.Array:
@@ -129,8 +205,14 @@ def llama_block(p: Any, x: jax.Array) -> jax.Array:
 
 
 def llama(
-    layers: int, width: int, heads: int, kv_heads: int, hidden: int, scanned: bool = False
-) -> tuple[Callable[..., Any], Shapes, Any]:
+    layers: int,
+    width: int,
+    heads: int,
+    kv_heads: int,
+    hidden: int,
+    scanned: bool = False,
+    vocabulary: int = 32000,
+) -> Network:
     """LLaMA; `scanned` stacks the layers and scans over them."""
     d, k = width, width // heads
     block = {
@@ -140,7 +222,8 @@ def llama(
     }
     stack = {name: (layers, *shape) for name, shape in block.items()}
     blocks = stack if scanned else [block] * layers
-    tree = {"embed": (32000, d), "blocks": blocks, "norm": (d,), "head": (d, 32000)}
+    n = vocabulary
+    tree = {"embed": (n, d), "blocks": blocks, "norm": (d,), "head": (d, n)}
 
     def fn(p: Any, ids: jax.Array) -> jax.Array:
         x = p["embed"][ids]
@@ -154,9 +237,11 @@ def llama(
     return fn, shapes(tree), jax.ShapeDtypeStruct((1, 16), jnp.int32)
 
 
-NETWORKS: dict[str, Callable[[], tuple[Callable[..., Any], Shapes, Any]]] = {
+NETWORKS: dict[str, Callable[[], Network]] = {
+    "mobilenet_v2": lambda: linen(MobileNetV2()),
     "resnet50": lambda: resnet(3, 4, 6, 3),
     "resnet152": lambda: resnet(3, 8, 36, 3),
+    "vit_b16": lambda: vit(12, 768, 12),
     "gpt2": lambda: gpt(12, 768, 12),
     "gpt2_xl": lambda: gpt(48, 1600, 25),
     "llama_7b": lambda: llama(32, 4096, 32, 32, 11008),
