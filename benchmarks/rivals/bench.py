@@ -1,0 +1,103 @@
+"""`equalize` and its rivals on the same weights, in one run, with one thread and with two.
+
+    python benchmarks/rivals/bench.py FOLDER [--threads 1 2] [--repeats N] [--json PATH]
+
+FOLDER holds a virtual environment for each rival, as `make bench-rivals` makes them. The tools take
+turns, network by network, each in a process of its own. All results are judged by one yardstick:
+the largest factor by which one more balance would change a scale, over the pairs that move by
+default and over all groups.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from export import NETWORKS, read, write
+
+import flaxcle as fc
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from speed import RESULTS, machine
+from workloads import Workload, workloads
+
+HERE = Path(__file__).parent
+TOOLS = {
+    "run_flaxcle.py": "",
+    "run_aimet_onnx.py": "aimet",
+    "run_brevitas.py": "brevitas",
+    "run_ppq.py": "ppq",
+}
+
+
+def called(python: str, script: str, network: str, data: Path, threads: int, repeats: int) -> Any:
+    """What a runner prints, one dict a line."""
+    command = [python, str(HERE / script), network, str(data)]
+    command += ["--threads", str(threads), "--repeats", str(repeats)]
+    if threads == 1:
+        command = ["taskset", "-c", "0", *command]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        return [{"tool": script, "error": done.stderr.strip().splitlines()[-1]}]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def imbalance(params: Any, spec: fc.Spec) -> float:
+    """The largest factor by which balancing every group once more would change a scale."""
+    return float(2 ** jnp.asarray(fc.solve(params, spec, max_sweeps=1).residual))
+
+
+def judged(row: dict[str, Any], network: str, workload: Workload, data: Path) -> dict[str, Any]:
+    """A row with the imbalance that a tool leaves."""
+    tool = row["tool"]
+    if "error" in row:
+        return row
+    if tool.startswith("flaxcle"):
+        params = read(data / f"{network}.npz", workload)
+        params = fc.equalize(params, workload.spec if tool == "flaxcle" else workload.spec.select())
+    else:
+        params = read(data / f"{network}-{tool}.npz", workload)
+    pairs, every = imbalance(params, workload.spec), imbalance(params, workload.spec.select())
+    return row | {"imbalance_of_pairs": pairs, "imbalance_of_all": every}
+
+
+def measure(network: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All tools on one network."""
+    workload, data = workloads(0)[network](jnp.float32), options.folder / "data"
+    data.mkdir(exist_ok=True)
+    write(network, workload, data)
+    rows = []
+    for threads in options.threads:
+        for script, folder in TOOLS.items():
+            python = str(options.folder / folder / "bin" / "python") if folder else sys.executable
+            for row in called(python, script, network, data, threads, options.repeats):
+                row = {"network": network, "threads": threads} | judged(
+                    row, network, workload, data
+                )
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="equalize and its rivals on the same weights")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, default=RESULTS / "rivals.json")
+    options = parser.parse_args()
+    rows = [row for network in options.networks for row in measure(network, options)]
+    options.json.write_text(json.dumps(machine() | {"results": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
