@@ -123,7 +123,7 @@ class _Reader:
         ends = [path.split("/", start)[-1] for start in range(path.count("/") + 1)]
         likely = [self.names[end] for end in ends if end in self.names]
         param = next((p for p in likely if self.shapes[p] == shape_of(leaf)), None)
-        return StateLeaf(path, param, None, f"in a {owner or 'container'}, which is not known")
+        return StateLeaf(path, param, None, f"in {owner or 'a container'}, which is no known state")
 
 
 def _children(node: PyTree) -> Iterator[tuple[Keys, Any]]:

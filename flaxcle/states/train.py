@@ -10,16 +10,22 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import jax
 import optax
 
 from flaxcle.apply import apply_scales, solved
 from flaxcle.errors import ConfigError
-from flaxcle.paths import PyTree, named_leaves, shape_of
+from flaxcle.paths import PyTree
 from flaxcle.spec import Scales, Spec
+from flaxcle.states.fields import (
+    collections_of,
+    copies_of_params,
+    fields_of,
+    joined,
+    split,
+)
 from flaxcle.states.rescale import rescale_opt_state, trained_params
 
 
@@ -76,7 +82,7 @@ def equalize_train_state(state: Any, spec: Spec, **options: Any) -> Any:
         return model, optimizer
     if pair:
         return _equalize_pair(state[0], state[1], spec, options)
-    if not {"params", "opt_state"} <= set(_fields(state)):
+    if not {"params", "opt_state"} <= set(fields_of(state)):
         raise ConfigError(
             f"a {type(state).__name__} is no train state",
             then="pass (params, opt_state), (model, nnx.Optimizer) or a dataclass with the fields "
@@ -113,57 +119,15 @@ def _equalize_in_place(
 
 
 def _equalize_fields(state: Any, spec: Spec, options: Mapping[str, Any]) -> Any:
-    fields = _fields(state)
-    parts = _parts(fields, spec)
-    whole = {name: fields[name] for name in parts} if parts else fields["params"]
-    scales, moving = solved(trained_params(whole), spec, **options)
+    fields = fields_of(state)
+    copies, collections = copies_of_params(fields), collections_of(fields, spec)
+    params = joined(fields, collections)
+    scales, moving = solved(trained_params(params), spec, **options)
     if not moving.groups:
         return state
-    new = _scaled(whole, scales, moving)
-    changed = new if parts else {"params": new}
-    for name in _copies(fields, {*parts, "params", "opt_state"}):
-        copy = whole | {"params": fields[name]} if parts else fields[name]
-        scaled = _scaled(copy, scales, moving)
-        changed |= {name: scaled["params"] if parts else scaled}
-    opt_state = rescale_opt_state(fields["opt_state"], whole, scales, moving)
-    return dataclasses.replace(state, opt_state=opt_state, **changed)
-
-
-def _fields(state: Any) -> dict[str, Any]:
-    """The fields of a dataclass; of anything else none."""
-    names = getattr(state, "__dataclass_fields__", {})
-    return {name: getattr(state, name) for name in names}
-
-
-def _parts(fields: Mapping[str, Any], spec: Spec) -> tuple[str, ...]:
-    """The fields that the spec's paths start with; none where they start within the params."""
-    paths = {site.path for group in spec.groups for site in group.sites}
-    if paths <= set(named_leaves(trained_params(fields["params"]))):
-        return ()
-    heads = {path.partition("/")[0] for path in paths}
-    return (
-        tuple(name for name in fields if name in heads | {"params"}) if heads <= set(fields) else ()
-    )
-
-
-def _copies(fields: Mapping[str, Any], known: Container[str]) -> list[str]:
-    """The names of further fields that are copies of the params.
-
-    Raises:
-        ConfigError: a field has the tree of the params, and no name that tells what it is.
-    """
-    tree = _shapes(fields["params"])
-    mirrors = [name for name in fields if name not in known and _shapes(fields[name]) == tree]
-    for name in mirrors:
-        if "params" not in name:
-            raise ConfigError(
-                f"can't tell what the field {name!r} of the train state is to the params",
-                where="it has the same tree",
-                then="do it in steps: solve, apply_scales for the params and this field (with the "
-                "slot 'first_moment' for gradients), rescale_opt_state, state.replace",
-            )
-    return mirrors
-
-
-def _shapes(tree: PyTree) -> Any:
-    return jax.tree.structure(tree), [shape_of(leaf) for leaf in jax.tree.leaves(tree)]
+    new = split(_scaled(params, scales, moving), collections)
+    for name in copies:
+        copy = joined(fields | {"params": fields[name]}, collections)
+        new[name] = split(_scaled(copy, scales, moving), collections)["params"]
+    opt_state = rescale_opt_state(fields["opt_state"], params, scales, moving)
+    return dataclasses.replace(state, opt_state=opt_state, **new)
