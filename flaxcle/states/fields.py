@@ -7,6 +7,7 @@ that mirrors the params is passed over in silence.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,9 @@ Collections = tuple[str, ...]
 
 def fields_of(state: Any) -> dict[str, Any]:
     """The fields of a dataclass; of anything else none."""
-    return {name: getattr(state, name) for name in getattr(state, "__dataclass_fields__", ())}
+    if isinstance(state, type) or not dataclasses.is_dataclass(state):
+        return {}
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
 
 
 def collections_of(fields: Fields, spec: Spec) -> Collections:

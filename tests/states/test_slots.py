@@ -27,6 +27,8 @@ from flaxcle.states.table import STATES
 from flaxcle.tables import Table
 
 STEPS = 3
+# Weighing the means of a factored moment rounds, and so does XLA's rsqrt in front of a trace.
+ROUNDED = {"adafactor", "rmsprop, momentum", "rmsprop, centered, momentum"}
 KERNELS = {"a/kernel", "b/kernel"}
 BIASES = {"a/bias", "b/bias"}
 
@@ -227,8 +229,7 @@ def test_state_is_as_if_it_had_seen_the_equalized_network(name: str) -> None:
     state = run(params, grads)
     expected = run([scaled(p) for p in params], [scaled(g, -1) for g in grads])
     rescaled = fc.rescale_opt_state(state, params[0], SCALES, SPEC, strict=True)
-    # Only the means of a factored moment are weighed, which rounds.
-    assert_same(rescaled, expected, rtol=1e-6 if name == "adafactor" else 0.0)
+    assert_same(rescaled, expected, rtol=1e-6 if name in ROUNDED else 0.0)
 
 
 def column(table: Table, slot: str) -> set[str]:
