@@ -73,23 +73,24 @@ def rescale_opt_state(
     optimizer would hold had it seen s * params and g / s all along. `opt_state_slots` lists which
     leaf is what. With powers of two it is exact.
 
-    That makes training go on consistently, not identically: an update is a function of the
-    gradients, and only some follow the scales. To stay on the old path, mapped by s,
+    Training goes on consistently, but not identically: few updates follow the params' scale s. For
+    the old trajectory times s, entry by entry,
 
-    * SGD, with momentum or without, needs the learning rate times s² for each entry;
-    * Adam, RMSProp, Adagrad, Lion and others that divide gradients by their own magnitude make
-      the same update as before, entry by entry, with `eps * s` for `eps` (`eps_root * s²`), and
-      need the learning rate times s;
+    * SGD, with momentum or without, needs the learning rate times s²;
+    * Adam, RMSProp, Adagrad, Lion and others that divide gradients by their own magnitude need it
+      times s. With the old one their update is unchanged but for `eps`, which acts like `eps * s`,
+      or `eps * s²` inside a root;
     * AdaDelta needs nothing, up to its `eps`;
-    * what looks at a whole leaf or at all (clipping by norm, LAMB, LARS, Muon, weight decay before
-      the normalization) has no such rule.
+    * what looks at whole leaves (clipping by norm, LAMB, LARS, Muon, Adafactor) has no such rule.
 
-    Decoupled weight decay shrinks params by a factor and commutes with the scales only when its own
-    learning rate is not multiplied.
+    Decoupled weight decay follows by itself, if its learning rate stays what it was.
 
     A factored second moment is kept as two means. Where a scale does not vary along the axis of
     a mean, the mean moves exactly; where it does, the mean moves like that of a matrix of rank one,
     which keeps the estimate of each entry exactly 1/s² of what it was.
+
+    `adamax` can't be told from Adam, whose state type it uses: rescale its `nu` yourself, with
+    `apply_scales(nu, scales, spec, slot="first_moment")`.
 
     Args:
         opt_state: the state before.
@@ -122,7 +123,8 @@ def rescale_opt_state(
     rows = [row for row in read_state(opt_state, params) if row.param in {None, *scaled}]
     if strict:
         _check_mapped(rows)
-    moves = [Move(r.path, r.param, r.exponent, r.mean) for r in rows if r.param and r.exponent]
+    mapped = ((row, row.param, row.exponent) for row in rows if row.param is not None)
+    moves = [Move(row.path, param, power, row.mean) for row, param, power in mapped if power]
     new = moved(named_leaves(opt_state), tuple(moves), scales, spec) if moves else {}
     return map_named(lambda path, leaf: new.get(path, leaf), opt_state)
 
