@@ -36,7 +36,8 @@ def opt_state_slots(opt_state: PyTree, params: PyTree) -> Table:
     | `untouched` | 1 | counters; averages of normalized updates, such as RMSProp's momentum |
     | `unmapped` | 1 | what can't be corrected, or is not known: `why` says what |
 
-    A leaf is known by the type of its optax state and the name of its field, never by its shape.
+    A leaf is known by the type of its optax state and the name of its field, never by its shape. In
+    states that are not known, single numbers are taken to be right as they are.
 
     Args:
         opt_state: what `tx.init` or `tx.update` of an optax optimizer returned.

@@ -35,10 +35,11 @@ BIASES = {"a/bias", "b/bias"}
 
 
 class Case(NamedTuple):
-    """An optimizer and the leaves of its state that can't be rescaled, or need not be."""
+    """An optimizer and the leaves of its state that need not be rescaled, or can't be."""
 
     tx: Any
     leaves: set[str]
+    seen: Callable[[Any], Any] = lambda params: params
 
 
 def label(params: Any) -> Any:
@@ -130,6 +131,7 @@ CASES: dict[str, Case] = {
     "lookahead": Case(
         optax.lookahead(optax.adam(0.1), sync_period=2, slow_step_size=0.5),
         {"fast_state/0/count", "steps_since_sync"},
+        optax.LookaheadParams.init_synced,
     ),
     "schedule_free": Case(
         contrib.schedule_free(optax.adam(0.0, b1=0.0), 0.0),
@@ -193,17 +195,15 @@ UNMAPPED: dict[str, Case] = {
 }
 
 
-def fed(tx: Any) -> Callable[[list[Any], list[Any]], Any]:
+def fed(case: Case) -> Callable[[list[Any], list[Any]], Any]:
     """The state of an optimizer that has seen these params and gradients."""
-    synced = optax.LookaheadParams.init_synced
 
     @jax.jit
     def run(params: list[Any], grads: list[Any]) -> Any:
-        seen = [synced(each) for each in params] if tx is CASES["lookahead"].tx else params
-        state = tx.init(seen[0])
+        state = case.tx.init(case.seen(params[0]))
         with jax.numpy_dtype_promotion("standard"):  # which optax relies on
-            for each_params, each_grads in zip(seen, grads, strict=True):
-                _, state = tx.update(each_grads, state, each_params)
+            for each_params, each_grads in zip(params, grads, strict=True):
+                _, state = case.tx.update(each_grads, state, case.seen(each_params))
         return state
 
     return run
@@ -226,7 +226,7 @@ def rank_one(leaf: jax.Array) -> jax.Array:
 
 @pytest.mark.parametrize("name", CASES)
 def test_state_is_as_if_it_had_seen_the_equalized_network(name: str) -> None:
-    run, (params, grads) = fed(CASES[name].tx), history(name)
+    run, (params, grads) = fed(CASES[name]), history(name)
     state = run(params, grads)
     expected = run([scaled(p) for p in params], [scaled(g, -1) for g in grads])
     rescaled = fc.rescale_opt_state(state, params[0], SCALES, SPEC, strict=True)
@@ -327,11 +327,18 @@ def test_a_collection_may_be_given_to_either(wrapped: str) -> None:
     assert table.column("param") == [prefix + name for name in NAMES]
 
 
+def test_params_may_be_a_single_array() -> None:
+    spec = fc.Spec((fc.Group("all", (3,), (Site("", (0,)),)),))
+    state = optax.adam(0.1).init(jnp.ones(3))[0]._replace(mu=jnp.ones(3), nu=jnp.ones(3))
+    scales = fc.Scales({"all": jnp.array([1.0, 0.0, -1.0])})
+    new = fc.rescale_opt_state(state, jnp.ones(3), scales, spec, strict=True)
+    expected = state._replace(mu=jnp.array([0.5, 1.0, 2.0]), nu=jnp.array([0.25, 1.0, 4.0]))
+    assert_same(new, expected)
+
+
 def test_factored_moments_follow_the_rule() -> None:
     """The estimate of every entry is divided by s**2, and means along unscaled axes are exact."""
-    tx = optax.adafactor(0.1, min_dim_size_to_factor=2)
-    params, grads = history("any")
-    state = fed(tx)(params, grads)
+    state = fed(CASES["adafactor"])(*history("of full rank"))
     new = fc.rescale_opt_state(state, PARAMS, SCALES, SPEC)
     for name, exact in (("a", "v_row"), ("b", "v_col")):
         before, after = (estimate(one[0], name) for one in (state, new))
@@ -363,11 +370,11 @@ def test_factored_kernels_of_every_shape() -> None:
     scales = fc.Scales(
         {name: jnp.arange(size, dtype=jnp.float32) - 1.0 for name, size in sizes.items()}
     )
-    tx = optax.scale_by_factored_rms(min_dim_size_to_factor=1)
+    run = fed(Case(optax.scale_by_factored_rms(min_dim_size_to_factor=1), set()))
     params = {name: jnp.ones(shape) for name, shape in shapes.items()}
     grads = {name: product(leaf) for name, leaf in drawn("factored", shapes).items()}
     divided = fc.apply_scales(grads, scales, spec, slot="first_moment")
-    state, expected = (fed(tx)([params] * 2, [each_grads] * 2) for each_grads in (grads, divided))
+    state, expected = (run([params] * 2, [seen] * 2) for seen in (grads, divided))
     rescaled = fc.rescale_opt_state(state, params, scales, spec, strict=True)
     assert_same(rescaled, expected, rtol=1e-6)
     assert column(fc.opt_state_slots(state, params), "untouched") == {
