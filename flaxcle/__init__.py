@@ -30,5 +30,8 @@ from flaxcle.spec import Index as Index
 from flaxcle.spec import Scales as Scales
 from flaxcle.spec import Site as Site
 from flaxcle.spec import Spec as Spec
+from flaxcle.states import equalize_train_state as equalize_train_state
+from flaxcle.states import opt_state_slots as opt_state_slots
+from flaxcle.states import rescale_opt_state as rescale_opt_state
 from flaxcle.verify import Equivalence as Equivalence
 from flaxcle.verify import verify as verify

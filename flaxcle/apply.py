@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from functools import cache, lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +21,42 @@ import numpy as np
 from jax import lax
 
 from flaxcle.errors import ConfigError, SpecError
-from flaxcle.paths import PyTree, map_named, shape_of, wide_dtype
+from flaxcle.paths import PyTree, map_named, named_leaves, shape_of, wide_dtype
 from flaxcle.ranges import is_identity, mesh_of, replicated
 from flaxcle.solve import plan_of, solve
 from flaxcle.spec import Scales, Site, Spec, check_fit
 from flaxcle.spec.table import channels, normal_axes
 
-Slot = Literal["params", "first_moment", "second_moment"]
+Slot = Literal["params", "first_moment", "second_moment", "squared_update"]
 Leaves = dict[str, Any]
 FactorOf = Callable[[Fraction, Any], jax.Array]
-SLOTS: Mapping[str, int] = {"params": 1, "first_moment": -1, "second_moment": -2}
+SLOTS: Mapping[str, int] = {
+    "params": 1,
+    "first_moment": -1,
+    "second_moment": -2,
+    "squared_update": 2,
+}
+
+
+class Mean(NamedTuple):
+    """Says of a leaf that it is the mean over `axis` of one of `shape`.
+
+    Such are the two factors of a second moment; the other one is the mean over `other_axis`.
+    """
+
+    shape: tuple[int, ...]
+    axis: int
+    other: str
+    other_axis: int
+
+
+class Move(NamedTuple):
+    """One multiplication: the leaf `name` moves as the spec's leaf `path`, to a power."""
+
+    name: str
+    path: str
+    exponent: int
+    mean: Mean | None = None
 
 
 def apply_scales(
@@ -40,7 +66,8 @@ def apply_scales(
 
         leaf *= prod over sites of scale[index] ** (slot * power)
 
-    with slot 1 for params, -1 for gradients and first moments, -2 for second moments.
+    with slot 1 for params, -1 for gradients and first moments, -2 for second moments, and 2 for the
+    squared updates that AdaDelta keeps.
 
     Args:
         tree: the params, or a tree of the same paths and shapes (gradients, a moment, an EMA).
@@ -67,7 +94,7 @@ def apply_scales(
     if slot not in SLOTS:
         raise ConfigError(f"no slot is called {slot!r}", then=f"use one of {', '.join(SLOTS)}")
     leaves = check_fit(spec, tree)
-    _check_scales(scales, spec)
+    check_scales(scales, spec)
     return _applied(tree, leaves, scales, spec, SLOTS[slot] * (-1 if inverse else 1), False)
 
 
@@ -103,16 +130,21 @@ def equalize(params: PyTree, spec: Spec, *, donate: bool = False, **options: Any
     References:
         Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction".
     """
-    scales = solve(params, spec, **options)
-    leaves = check_fit(spec, params)
-    ranges, granularity = options.get("ranges", "weights"), options.get("granularity", "per_tensor")
-    moving = plan_of(spec, leaves, ranges, granularity).moving
+    scales, moving = solved(params, spec, **options)
     if not moving.groups:
         return params
-    return _applied(params, leaves, scales, moving, 1, donate)
+    return _applied(params, named_leaves(params), scales, moving, 1, donate)
 
 
-def _check_scales(scales: Scales, spec: Spec) -> None:
+def solved(params: PyTree, spec: Spec, **options: Any) -> tuple[Scales, Spec]:
+    """The scales of `solve`, and the part of the spec that moves."""
+    scales = solve(params, spec, **options)
+    ranges, granularity = options.get("ranges", "weights"), options.get("granularity", "per_tensor")
+    return scales, plan_of(spec, check_fit(spec, params), ranges, granularity).moving
+
+
+def check_scales(scales: Scales, spec: Spec) -> None:
+    """Raises a SpecError where the scales are not those of the spec's groups."""
     for group in spec.groups:
         found = shape_of(scales.log2[group.name]) if group.name in scales.log2 else None
         if found != group.shape:
@@ -127,10 +159,18 @@ def _applied(
     tree: PyTree, leaves: Leaves, scales: Scales, spec: Spec, exponent: int, donate: bool
 ) -> PyTree:
     paths = {site.path for group in spec.groups for site in group.sites}
-    moving = {path: leaf for path, leaf in leaves.items() if path in paths}
-    log2 = {group.name: scales.log2[group.name] for group in spec.groups}
-    new = _compiled(spec, exponent, donate, shardings_of(moving))(moving, log2)
+    moves = tuple(Move(path, path, exponent) for path in leaves if path in paths)
+    new = moved(leaves, moves, scales, spec, donate=donate)
     return map_named(lambda path, leaf: new.get(path, leaf), tree)
+
+
+def moved(
+    leaves: Leaves, moves: tuple[Move, ...], scales: Scales, spec: Spec, *, donate: bool = False
+) -> Leaves:
+    """The leaves that the moves name, after them."""
+    moving = {move.name: leaves[move.name] for move in moves}
+    log2 = {group.name: scales.log2[group.name] for group in spec.groups}
+    return _compiled(spec, moves, donate, shardings_of(moving))(moving, log2)
 
 
 def shardings_of(leaves: Leaves) -> tuple[tuple[str, Any], ...] | None:
@@ -144,9 +184,12 @@ def shardings_of(leaves: Leaves) -> tuple[tuple[str, Any], ...] | None:
 
 @lru_cache(maxsize=256)
 def _compiled(
-    spec: Spec, exponent: int, donate: bool, shardings: tuple[tuple[str, Any], ...] | None
+    spec: Spec,
+    moves: tuple[Move, ...],
+    donate: bool,
+    shardings: tuple[tuple[str, Any], ...] | None,
 ) -> Callable[[Leaves, dict[str, jax.Array]], Leaves]:
-    """The jitted multiplication of all leaves that a spec names."""
+    """The jitted multiplication of all leaves that move."""
     rows: dict[str, list[tuple[int, Site]]] = {}
     start = 0
     for group in spec.groups:
@@ -155,14 +198,14 @@ def _compiled(
         start += group.size
 
     def multiply(leaves: Leaves, log2: dict[str, jax.Array]) -> Leaves:
-        factor_of = _factors(spec, log2, exponent, mesh_of(*leaves.values()))
-        return {path: _multiplied(leaf, rows[path], factor_of) for path, leaf in leaves.items()}
+        factor_of = _factors(spec, log2, mesh_of(*leaves.values()))
+        return {move.name: _moved(move, leaves, rows[move.path], factor_of) for move in moves}
 
     out = dict(shardings) if shardings else None
     return jax.jit(multiply, out_shardings=out, donate_argnums=(0,) if donate else ())
 
 
-def _factors(spec: Spec, log2: Mapping[str, jax.Array], exponent: int, mesh: Any) -> FactorOf:
+def _factors(spec: Spec, log2: Mapping[str, jax.Array], mesh: Any) -> FactorOf:
     """The factors of all channels for a power and a dtype, and a last 1 for 'not scaled'."""
     joined = jnp.concatenate([log2[group.name].ravel() for group in spec.groups])
     # The barrier makes XLA compute the powers once, and not anew for each leaf.
@@ -171,20 +214,38 @@ def _factors(spec: Spec, log2: Mapping[str, jax.Array], exponent: int, mesh: Any
 
     @cache
     def factor_of(power: Fraction, dtype: Any) -> jax.Array:
-        factors = power_of_two(joined.astype(dtype) * jnp.asarray(float(exponent * power), dtype))
+        factors = power_of_two(joined.astype(dtype) * jnp.asarray(float(power), dtype))
         return lax.optimization_barrier(replicated(factors))
 
     return factor_of
 
 
-def _multiplied(leaf: Any, rows: Sequence[tuple[int, Site]], factor_of: FactorOf) -> jax.Array:
-    leaf = jnp.asarray(leaf)
+def _moved(
+    move: Move, leaves: Leaves, rows: Sequence[tuple[int, Site]], factor_of: FactorOf
+) -> jax.Array:
+    leaf = jnp.asarray(leaves[move.name])
     wide = wide_dtype(leaf.dtype)
-    product = jnp.ones((1,) * leaf.ndim, wide)
+    shape = move.mean.shape if move.mean else leaf.shape
+    factor = jnp.ones((1,) * len(shape), wide)
     for start, site in rows:
-        product = product * _spread(factor_of(site.power, wide), start, site, leaf.shape)
-    out = (leaf.astype(wide) * jnp.broadcast_to(product, leaf.shape)).astype(leaf.dtype)
+        factor = factor * _spread(factor_of(move.exponent * site.power, wide), start, site, shape)
+    if move.mean:
+        factor = _mean_factor(factor, leaves[move.mean.other].astype(wide), move.mean)
+    out = (leaf.astype(wide) * jnp.broadcast_to(factor, leaf.shape)).astype(leaf.dtype)
     return leaf.at[...].set(out) if leaf.weak_type else out
+
+
+def _mean_factor(factor: jax.Array, other: jax.Array, mean: Mean) -> jax.Array:
+    """The factor of a mean over an axis, over which the means `other` weigh the factors.
+
+    Exact where the factor does not vary along the axis. Else it is that of a matrix of rank one,
+    so that the product of both means moves by exactly the factor.
+    """
+    if factor.shape[mean.axis] == 1:
+        return lax.squeeze(factor, (mean.axis,))
+    weights = jnp.expand_dims(other, mean.other_axis)
+    total = jnp.sum(weights, mean.axis)
+    return jnp.sum(factor * weights, mean.axis) / jnp.maximum(total, jnp.finfo(total.dtype).tiny)
 
 
 def _spread(vector: jax.Array, start: int, site: Site, shape: tuple[int, ...]) -> jax.Array:

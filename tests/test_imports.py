@@ -24,6 +24,7 @@ LEVELS = (
     ("ranges",),
     ("solve",),
     ("apply",),
+    ("states",),
     ("fold", "clips", "prune"),
     ("quantize",),
     ("bias", "rounding"),
