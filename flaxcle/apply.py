@@ -10,6 +10,7 @@ stay, and leaves that no site names are the same objects.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from functools import cache, lru_cache
@@ -180,10 +181,11 @@ def _factors(spec: Spec, log2: Mapping[str, jax.Array], exponent: int, mesh: Any
 def _multiplied(leaf: Any, rows: Sequence[tuple[int, Site]], factor_of: FactorOf) -> jax.Array:
     leaf = jnp.asarray(leaf)
     wide = wide_dtype(leaf.dtype)
-    product = jnp.ones((1,) * leaf.ndim, wide)
-    for start, site in rows:
-        product = product * _spread(factor_of(site.power, wide), start, site, leaf.shape)
-    out = (leaf.astype(wide) * jnp.broadcast_to(product, leaf.shape)).astype(leaf.dtype)
+    vectors = [_spread(factor_of(site.power, wide), start, site, leaf.shape) for start, site in rows]
+    # Without the barrier XLA would share the cast with the solver, and keep it in memory.
+    apart, vectors = lax.optimization_barrier((leaf, vectors))
+    product = math.prod(vectors, start=jnp.ones((1,) * leaf.ndim, wide))
+    out = (apart.astype(wide) * jnp.broadcast_to(product, leaf.shape)).astype(leaf.dtype)
     return leaf.at[...].set(out) if leaf.weak_type else out
 
 
