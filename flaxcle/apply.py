@@ -181,7 +181,9 @@ def _factors(spec: Spec, log2: Mapping[str, jax.Array], exponent: int, mesh: Any
 def _multiplied(leaf: Any, rows: Sequence[tuple[int, Site]], factor_of: FactorOf) -> jax.Array:
     leaf = jnp.asarray(leaf)
     wide = wide_dtype(leaf.dtype)
-    vectors = [_spread(factor_of(site.power, wide), start, site, leaf.shape) for start, site in rows]
+    vectors = [
+        _spread(factor_of(site.power, wide), start, site, leaf.shape) for start, site in rows
+    ]
     # Without the barrier XLA would share the cast with the solver, and keep it in memory.
     apart, vectors = lax.optimization_barrier((leaf, vectors))
     product = math.prod(vectors, start=jnp.ones((1,) * leaf.ndim, wide))
@@ -197,7 +199,7 @@ def _spread(vector: jax.Array, start: int, site: Site, shape: tuple[int, ...]) -
         row = vector[start : start + ids.size]
     else:
         row = vector[np.where(ids >= 0, start + ids, vector.size - 1)]
-    return row.reshape([size if axis in axes else 1 for axis, size in enumerate(shape)])
+    return replicated(row).reshape([size if axis in axes else 1 for axis, size in enumerate(shape)])
 
 
 def power_of_two(exponents: jax.Array) -> jax.Array:
