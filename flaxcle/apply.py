@@ -10,6 +10,7 @@ stay, and leaves that no site names are the same objects.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from functools import cache, lru_cache
@@ -226,9 +227,13 @@ def _moved(
     leaf = jnp.asarray(leaves[move.name])
     wide = wide_dtype(leaf.dtype)
     shape = move.mean.shape if move.mean else leaf.shape
-    factor = jnp.ones((1,) * len(shape), wide)
-    for start, site in rows:
-        factor = factor * _spread(factor_of(move.exponent * site.power, wide), start, site, shape)
+    vectors = [
+        _spread(factor_of(move.exponent * site.power, wide), start, site, shape)
+        for start, site in rows
+    ]
+    # Without the barrier XLA would share the cast with the solver, and keep it in memory.
+    leaf, vectors = lax.optimization_barrier((leaf, vectors))
+    factor = math.prod(vectors, start=jnp.ones((1,) * len(shape), wide))
     if move.mean:
         factor = _mean_factor(factor, leaves[move.mean.other].astype(wide), move.mean)
     out = (leaf.astype(wide) * jnp.broadcast_to(factor, leaf.shape)).astype(leaf.dtype)
@@ -256,7 +261,7 @@ def _spread(vector: jax.Array, start: int, site: Site, shape: tuple[int, ...]) -
         row = vector[start : start + ids.size]
     else:
         row = vector[np.where(ids >= 0, start + ids, vector.size - 1)]
-    return row.reshape([size if axis in axes else 1 for axis, size in enumerate(shape)])
+    return replicated(row).reshape([size if axis in axes else 1 for axis, size in enumerate(shape)])
 
 
 def power_of_two(exponents: jax.Array) -> jax.Array:

@@ -22,6 +22,9 @@ Axes = tuple[int, ...]
 Factors = Sequence[tuple[Axes, jax.Array]]
 
 
+TINY = 2.0**-126  # the smallest normal float32
+
+
 class Fold(NamedTuple):
     """Kept axes that hold each channel `tile * repeat` times: `start` to `stop`, as (t, c, r)."""
 
@@ -53,28 +56,33 @@ def core_of(leaf: Any, axes: Axes, folds: Sequence[Fold] = ()) -> jax.Array:
     return leaf
 
 
-def scaled_maximum(core: jax.Array, factors: Factors, axes: Axes) -> jax.Array:
+def scaled_maximum(core: jax.Array, factors: Factors, axes: Axes, after: Any = ()) -> jax.Array:
     """The maximum of |core| times `factors` at each position along `axes`, flat and float32.
 
     Args:
         core: weights or their magnitudes.
         factors: for each scale the axes that it lies on and its linear values there.
         axes: the axes that stay, ascending.
+        after: what to compute before.
     """
     rest = tuple(axis for axis in range(core.ndim) if axis not in axes)
-    return replicated(jnp.max(_product(core, factors), axis=rest)).ravel()
+    return replicated(jnp.max(_product(core, factors, after), axis=rest)).ravel()
 
 
 def where_maximum(core: jax.Array, factors: Factors, axes: Axes, best: jax.Array) -> jax.Array:
-    """Where along the other axes `scaled_maximum` stands: flat positions, the last of equals."""
+    """Where along the other axes `scaled_maximum` stands: flat positions, the last of equals.
+
+    The largest of position minus gap, where a gap is 0 or larger than any position: XLA on the CPU
+    reduces arithmetic without a copy of the weights, but not comparisons.
+    """
     rest = tuple(axis for axis in range(core.ndim) if axis not in axes)
-    if not rest:
-        return jnp.zeros(best.shape, jnp.int32)
-    # Without the barrier XLA would keep the product of `scaled_maximum` in memory for this pass.
-    product = _product(lax.optimization_barrier(core), factors)
-    matches = product == _along(best, axes, core.shape)
-    at = jnp.max(jnp.where(matches, _positions(core.shape, rest), -1), axis=rest)
-    return jnp.maximum(replicated(at), 0).astype(jnp.int32).ravel()
+    steep = _along(2.0**28 * lax.rsqrt(jnp.maximum(best, TINY)), axes, core.shape)
+    gap = (_along(best, axes, core.shape) - _product(core, factors, best)) * steep * steep
+    positions = jnp.arange(math.prod(core.shape[axis] for axis in rest), dtype=jnp.float32)
+    if positions.size >= 2**24:  # not exact as floats
+        positions, gap = jnp.arange(positions.size), jnp.minimum(gap, 2.0**30).astype(jnp.int32)
+    at = replicated(jnp.max(_along(positions, rest, core.shape) - gap, axis=rest))
+    return jnp.where(at > 0, at, 0).astype(jnp.int32).ravel()
 
 
 def channel_maximum(values: jax.Array, channels: np.ndarray, size: int) -> jax.Array:
@@ -133,9 +141,16 @@ def _folded(core: jax.Array, fold: Fold) -> jax.Array:
     return jnp.max(jnp.abs(split), axis=(fold.start, fold.start + 2))
 
 
-def _product(core: jax.Array, factors: Factors) -> jax.Array:
+def _product(core: jax.Array, factors: Factors, after: Any) -> jax.Array:
+    """The scaled magnitudes, for one reduction alone.
+
+    Without the barrier XLA would find that several reductions need them, or the weights in
+    float32, or a factor broadcast to their shape, and keep a copy as large as the weights.
+    """
+    values = [factor for _, factor in factors]
+    core, values, _ = lax.optimization_barrier((core, values, after))
     out = core.astype(jnp.float32)
-    for axes, factor in factors:
+    for (axes, _), factor in zip(factors, values, strict=True):
         out = out * _along(factor, axes, core.shape)
     return jnp.abs(out)
 
@@ -144,13 +159,3 @@ def _along(values: jax.Array, axes: Axes, shape: tuple[int, ...]) -> jax.Array:
     """Values on `axes` broadcast to `shape`."""
     kept = [size if axis in axes else 1 for axis, size in enumerate(shape)]
     return jnp.broadcast_to(values.reshape(kept), shape)
-
-
-def _positions(shape: tuple[int, ...], axes: Axes) -> jax.Array:
-    """Flat positions along `axes`; as floats where they are exact, for XLA reduces those faster."""
-    dtype = jnp.float32 if math.prod(shape[axis] for axis in axes) < 2**24 else jnp.int32
-    out, stride = jnp.zeros(shape, dtype), 1
-    for axis in reversed(axes):
-        out = out + jnp.asarray(stride, dtype) * lax.broadcasted_iota(dtype, shape, axis)
-        stride *= shape[axis]
-    return out

@@ -105,8 +105,8 @@ def exponents_along(layout: Layout, exponents: jax.Array, link: Link) -> jax.Arr
     """The exponent that scales each position along a link's axes, flat."""
     if is_identity(link.ids, link.ids.size):
         first = layout.first_exponent(link)
-        return lax.slice(exponents, (first,), (first + link.ids.size,))
-    return exponents[_numbers(layout, link).ravel()]
+        return replicated(lax.slice(exponents, (first,), (first + link.ids.size,)))
+    return replicated(exponents[_numbers(layout, link).ravel()])
 
 
 def _numbers(layout: Layout, link: Link) -> np.ndarray:

@@ -45,7 +45,10 @@ class Reading(NamedTuple):
 
 def first_reading(layout: Layout, cores: Cores, mesh: Any) -> tuple[Reading, jax.Array]:
     """The ranges of the searched rows at scale 1, and those of all links in order."""
-    best = {link: scaled_maximum(cores[link.leaf], (), link.axes) for link in layout.starts}
+    best: dict[Link, jax.Array] = {}
+    for link in layout.starts:
+        last = list(best.values())[-1:]
+        best[link] = scaled_maximum(cores[link.leaf], (), link.axes, after=last)
     starts = log2_of([_tops(layout, link, best[link]) for link in layout.starts], mesh)
     rows = [starts[layout.starts[link]] for link in layout.searched]
     ranges = jnp.concatenate([starts[:0], *rows])
