@@ -25,7 +25,9 @@ from flaxcle.errors import ConfigError, SpecError
 from flaxcle.paths import PyTree, map_named, named_leaves, shape_of, wide_dtype
 from flaxcle.ranges import is_identity, mesh_of, replicated
 from flaxcle.solve import plan_of, solve
+from flaxcle.solve.options import magnitudes
 from flaxcle.spec import Scales, Site, Spec, check_fit
+from flaxcle.spec.parts import parts_of
 from flaxcle.spec.table import channels, normal_axes
 
 Slot = Literal["params", "first_moment", "second_moment", "squared_update"]
@@ -141,7 +143,8 @@ def solved(params: PyTree, spec: Spec, **options: Any) -> tuple[Scales, Spec]:
     """The scales of `solve`, and the part of the spec that moves."""
     scales = solve(params, spec, **options)
     ranges, granularity = options.get("ranges", "weights"), options.get("granularity", "per_tensor")
-    return scales, plan_of(spec, check_fit(spec, params), ranges, granularity).moving
+    leaves = check_fit(spec, params)
+    return scales, plan_of(spec, leaves, magnitudes(ranges), granularity).moving
 
 
 def check_scales(scales: Scales, spec: Spec) -> None:
@@ -159,9 +162,13 @@ def check_scales(scales: Scales, spec: Spec) -> None:
 def _applied(
     tree: PyTree, leaves: Leaves, scales: Scales, spec: Spec, exponent: int, donate: bool
 ) -> PyTree:
-    paths = {site.path for group in spec.groups for site in group.sites}
-    moves = tuple(Move(path, path, exponent) for path in leaves if path in paths)
-    new = moved(leaves, moves, scales, spec, donate=donate)
+    new: Leaves = {}
+    for part in parts_of(spec, leaves):
+        own = part.leaves(leaves)
+        moves = tuple(Move(path, path, exponent) for path in own)
+        log2 = Scales({name: scales.log2[group] for name, group in part.groups.items()})
+        done = moved(own, moves, log2, part.spec, donate=donate)
+        new |= {part.paths[path]: leaf for path, leaf in done.items()}
     return map_named(lambda path, leaf: new.get(path, leaf), tree)
 
 

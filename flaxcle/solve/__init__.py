@@ -9,7 +9,7 @@ that can be checked without values has been checked.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from flaxcle.solve.options import Magnitude, Numbers, Options, Ranges, checked, 
 from flaxcle.solve.plan import Plan, input_of, make_plan
 from flaxcle.solve.search import first_reading
 from flaxcle.spec import Scales, Spec, check_fit
+from flaxcle.spec.parts import Part, parts_of
 
 
 def solve(
@@ -104,27 +105,45 @@ def solve(
     """
     options = checked(Options(ranges, alpha, granularity, power_of_two, max_scale, tol, max_sweeps))
     leaves = check_fit(spec, params)
-    plan = plan_of(spec, leaves, ranges, granularity)
+    known = magnitudes(ranges)
+    plan = plan_of(spec, leaves, known, granularity)
+    scales = _at_one(plan)
     if not plan.terms:
-        return _at_one(plan)
-    moving = {path: leaves[path] for path in plan.leaves if path in leaves}
-    known = {input_of(path): one.peak for path, one in magnitudes(ranges).items()}
-    inputs = {path: peak for path, peak in known.items() if path in plan.leaves}
-    scales, finite = _solve(moving, inputs, options.numbers, plan)
-    _check_finite(moving | inputs, finite)
+        return scales
+    seen: dict[str, Any] = {}
+    checks = []
+    for part in parts_of(plan.moving, leaves):
+        own = plan_of(part.spec, part.leaves(leaves), part.leaves(known), granularity)
+        used = _used(own, part.leaves(leaves), part.leaves(known))
+        found, finite = _solve(*used, options.numbers, own)
+        scales = _with_part(scales, found, part)
+        seen |= {part.paths.get(path, path): leaf for one in used for path, leaf in one.items()}
+        checks.append(finite)
+    _check_finite(seen, checks)
     return scales
 
 
-def plan_of(spec: Spec, leaves: Mapping[str, Any], ranges: Ranges, granularity: str) -> Plan:
+def plan_of(
+    spec: Spec, leaves: Mapping[str, Any], known: Mapping[str, Magnitude], granularity: str
+) -> Plan:
     """The plan for leaves that a spec fits, and for what is known of their inputs."""
     paths = dict.fromkeys(site.path for group in spec.groups for site in group.sites)
     shapes = {path: shape_of(leaves[path]) for path in paths}
-    known = {path: one for path, one in magnitudes(ranges).items() if path in paths}
+    known = {path: one for path, one in known.items() if path in paths}
     for path, one in known.items():
         _check_input(path, one, shapes[path])
         shapes[input_of(path)] = shape_of(one.peak)
     axes = tuple((path, tuple(one.axes)) for path, one in known.items())
     return make_plan(spec, tuple(shapes.items()), axes, granularity == "per_tensor")
+
+
+def _used(
+    plan: Plan, leaves: Mapping[str, Any], known: Mapping[str, Magnitude]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The weights and the peaks of their inputs that the plan reads."""
+    peaks = {input_of(path): one.peak for path, one in known.items()}
+    weights = {path: leaves[path] for path in plan.leaves if path in leaves}
+    return weights, {path: peak for path, peak in peaks.items() if path in plan.leaves}
 
 
 def _check_input(path: str, known: Magnitude, shape: tuple[int, ...]) -> None:
@@ -189,6 +208,16 @@ def _with(scales: Scales, layout: Layout, solution: Solution, kept: jax.Array) -
     return Scales(log2, guarded, residual, jnp.maximum(scales.sweeps, solution.sweeps))
 
 
+def _with_part(scales: Scales, found: Scales, part: Part) -> Scales:
+    """The scales with those that were found for a part."""
+    return Scales(
+        scales.log2 | {part.groups[own]: log2 for own, log2 in found.log2.items()},
+        scales.kept | {part.groups[own]: kept for own, kept in found.kept.items()},
+        jnp.maximum(scales.residual, found.residual),
+        jnp.maximum(scales.sweeps, found.sweeps),
+    )
+
+
 def _at_one(plan: Plan) -> Scales:
     """Scale 1 everywhere; groups without a range on both sides are kept there by a guard."""
     kept = {
@@ -199,10 +228,10 @@ def _at_one(plan: Plan) -> Scales:
     return Scales(Scales.zeros(plan.spec).log2, kept, zero, jnp.asarray(0, jnp.int32))
 
 
-def _check_finite(leaves: Mapping[str, Any], finite: jax.Array) -> None:
+def _check_finite(leaves: Mapping[str, Any], checks: Sequence[jax.Array]) -> None:
     """Names the leaves that hold NaN or infinity; silent while tracing."""
     try:
-        if bool(finite):
+        if all(map(bool, checks)):
             return
     except jax.errors.TracerBoolConversionError:
         return
