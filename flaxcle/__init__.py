@@ -1,5 +1,10 @@
 """flaxcle turns a trained JAX network into the equivalent network that survives int8 best."""
 
+from flaxcle.analysis import Histogram as Histogram
+from flaxcle.analysis import RangeStatistics as RangeStatistics
+from flaxcle.analysis import memory_table as memory_table
+from flaxcle.analysis import range_statistics as range_statistics
+from flaxcle.analysis import sensitivity as sensitivity
 from flaxcle.apply import apply_scales as apply_scales
 from flaxcle.apply import equalize as equalize
 from flaxcle.bias import absorb_bias as absorb_bias
