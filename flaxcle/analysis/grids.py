@@ -4,8 +4,8 @@
     clipped      steps outside of the grid
     vanished     x != 0 and steps == 0: under half a step
 
-The state of a tensor is sums and counts, so that batches add up. The invariant: `below`, `above`
-and the counts of the bins make up all the elements.
+The state of a tensor is sums and counts, so that batches add up. The invariant: every element
+is in one bin.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flaxcle.paths import wide_dtype
 from flaxcle.quantize.grid import Grid, snap
 
 State = dict[str, jax.Array]
-SUMS = ("count", "zeros", "vanished", "below", "above", "signal", "noise", "bins")
+SUMS = ("zeros", "vanished", "signal", "noise", "bins")
 _FINEST = 8  # bits: a bin of a finer grid holds several steps
 
 
@@ -59,25 +59,19 @@ class Histogram:
 
 
 def look_on_grid(x: jax.Array, grid: Grid) -> State:
-    """The state of one tensor."""
+    """The state of one tensor; its first and last bin hold what is clipped."""
     x = x.astype(wide_dtype(x.dtype))
     steps = jnp.round(x / grid.scale)
-    below, above = steps < grid.lowest - grid.zero, steps > grid.highest - grid.zero
-    sums = {
-        "count": jnp.ones_like(x),
-        "zeros": x == 0,
-        "vanished": (x != 0) & (steps == 0),
-        "below": below,
-        "above": above,
-        "signal": jnp.square(x),
-        "noise": jnp.square(x - snap(x, grid)),
-    }
-    found = {key: jnp.sum(value.astype(x.dtype)) for key, value in sums.items()}
     width, extent = (size(grid.highest - grid.lowest) for size in (_width, _extent))
-    bins = jnp.clip(jnp.floor(steps / width + 0.5) + extent, 0, 2 * extent).astype(jnp.int32)
-    kept = (~(below | above)).astype(jnp.int32)
-    counts = jnp.zeros(2 * extent + 1, jnp.int32).at[bins].add(kept)
-    return found | {
+    bins = jnp.clip(jnp.floor(steps / width + 0.5), -extent, extent) + (extent + 1)
+    bins = jnp.where(steps < grid.lowest - grid.zero, 0, bins)
+    bins = jnp.where(steps > grid.highest - grid.zero, 2 * extent + 2, bins)
+    counts = jnp.zeros(2 * extent + 3, jnp.int32).at[bins.astype(jnp.int32)].add(1)
+    return {
+        "zeros": jnp.sum((x == 0).astype(x.dtype)),
+        "vanished": jnp.sum(((x != 0) & (steps == 0)).astype(x.dtype)),
+        "signal": jnp.sum(jnp.square(x)),
+        "noise": jnp.sum(jnp.square(x - snap(x, grid))),
         "bins": counts.astype(x.dtype),
         "scale": jnp.max(grid.scale),
         "zero_low": jnp.min(grid.zero),
@@ -87,7 +81,7 @@ def look_on_grid(x: jax.Array, grid: Grid) -> State:
     }
 
 
-def joined(old: Mapping[str, np.ndarray], new: State) -> dict[str, np.ndarray]:
+def joined(old: Mapping[str, np.ndarray], new: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The state of two batches as one, in float64; NaN stands for a branch that was not taken."""
     out = {}
     for key, value in new.items():
@@ -105,18 +99,18 @@ def histogram_of(state: Mapping[str, np.ndarray]) -> Histogram:
     width, extent = _width(steps), _extent(steps)
     ends = state["lowest"] - state["zero_high"], state["highest"] - state["zero_low"]
     first, last = (int(np.floor(end / width + 0.5)) for end in ends)
-    counts = state["bins"][first + extent : last + extent + 1].astype(int)
-    below, above, zeros = (int(state[key]) for key in ("below", "above", "zeros"))
+    counts = state["bins"][first + extent + 1 : last + extent + 2].astype(int)
+    below, above, zeros = (int(x) for x in (state["bins"][0], state["bins"][-1], state["zeros"]))
     return Histogram(float(state["scale"]), first, width, counts, below, above, zeros)
 
 
 def cells_of(state: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
     """Scale, zero point, percent under half a step, percent clipped, SQNR of the tensor itself."""
     zero = int(state["zero_low"]) if state["zero_low"] == state["zero_high"] else None
-    clipped = state["below"] + state["above"]
-    vanished, lost = (float(100 * part / state["count"]) for part in (state["vanished"], clipped))
+    lost = state["vanished"], state["bins"][0] + state["bins"][-1]
+    vanished, clipped = (float(100 * part / np.sum(state["bins"])) for part in lost)
     sqnr = decibel(float(state["signal"]), float(state["noise"]))
-    return float(state["scale"]), zero, vanished, lost, sqnr
+    return float(state["scale"]), zero, vanished, clipped, sqnr
 
 
 def _width(steps: int) -> int:

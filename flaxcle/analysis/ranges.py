@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from flaxcle.analysis.grids import Histogram, cells_of, histogram_of, joined
-from flaxcle.analysis.look import QUARTILES, looked
+from flaxcle.analysis.grids import Histogram, State, cells_of, histogram_of, joined
+from flaxcle.analysis.look import activation_states, weight_states
 from flaxcle.cache import compiled
 from flaxcle.errors import CalibrationError
 from flaxcle.jaxpr import trace
@@ -28,6 +28,8 @@ _GRID = ("scale", "zero point", "under half a step %", "clipped %", "SQNR dB")
 WEIGHT_COLUMNS = ("layer", "name", "leaf", "channels", "min", "max", "max/median", *_GRID)
 ACT_COLUMNS = ("layer", "name", "min", "max", *_GRID)
 BOX_COLUMNS = ("layer", "name", "min", "lower quartile", "median", "upper quartile", "max")
+
+QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 States = dict[str, dict[str, np.ndarray]]
 
@@ -92,7 +94,7 @@ def range_statistics(
 
     Weights are looked at as the operation sees them, channel by channel; activations over all
     batches, on the grid that the calibration gives them. What `config` leaves in float has no
-    row.
+    row, nor has a branch that no batch took.
 
     Args:
         fn: any function `fn(params, *inputs)`.
@@ -129,12 +131,21 @@ def range_statistics(
         calibration = calibrate(fn, params, data, config)
     plan = make_plan(trace(fn, params, *data[0]))
     check_names(plan, calibration)
-    look = compiled(looked, fn, config)
+    ranges = ranges_of(calibration)
     states: States = {}
-    for inputs in data:
-        found = look(params, ranges_of(calibration), inputs)
-        states = {name: joined(states.get(name, {}), state) for name, state in found.items()}
+    if config.weight_bits is not None:
+        found = compiled(weight_states, fn, config)(params, ranges, data[0])
+        states = {name: _summarized(state) for name, state in found.items()}
+    for inputs in data if config.act_bits is not None else ():
+        found = compiled(activation_states, fn, config)(params, ranges, inputs)
+        states |= {name: joined(states.get(name, {}), state) for name, state in found.items()}
     return _gathered(plan, states, calibration)
+
+
+def _summarized(state: State) -> dict[str, np.ndarray]:
+    """The state of a weight with five numbers of each channel in the place of its entries."""
+    five = np.quantile(np.asarray(state.pop("rows")), QUARTILES, axis=-1)
+    return joined({}, {**state, "five": np.moveaxis(five, 0, -1)})
 
 
 def _gathered(plan: Plan, states: States, calibration: Calibration) -> RangeStatistics:
@@ -159,8 +170,8 @@ def _gathered(plan: Plan, states: States, calibration: Calibration) -> RangeStat
 
 def _turns(state: Mapping[str, np.ndarray]) -> Iterator[tuple[Any, str, dict[str, np.ndarray]]]:
     """The state at each turn of the loops around a quantizer, with its index as a label."""
-    shape = state["count"].shape if state else (0,)
-    for turn in filter(lambda turn: state["count"][turn] > 0, np.ndindex(shape)):
+    shape = state["scale"].shape if state else (0,)
+    for turn in filter(lambda turn: np.isfinite(state["scale"][turn]), np.ndindex(shape)):
         label = f"[{','.join(map(str, turn))}]" if turn else ""
         yield turn, label, {key: value[turn] for key, value in state.items()}
 
