@@ -66,12 +66,12 @@ def sensitivity(
 
     Example:
         >>> import jax.numpy as jnp, flaxcle as fc
-        >>> fn = lambda p, x: jnp.maximum(x @ p["a"], 0) @ p["b"]
-        >>> params = {"a": jnp.array([[8.0, 0.01]]), "b": jnp.array([[0.01], [8.0]])}
+        >>> fn = lambda p, x: x @ p["a"] @ p["b"]
+        >>> params = {"a": jnp.array([[100.0, 1.0]]), "b": jnp.array([[0.0], [1.0]])}
         >>> x = jnp.linspace(0.1, 1, 64)[:, None]
-        >>> table = fc.sensitivity(fn, params, [x], fc.QuantConfig())
-        >>> table.column("layer")[3:5], table.column("kind")[3:5]
-        (['b', 'a'], ['weights', 'weights'])
+        >>> table = fc.sensitivity(fn, params, [x], fc.QuantConfig(act_bits=None))
+        >>> table.column("layer"), table.column("kind")[1:]
+        (['(all)', '(all)', 'a', 'b'], ['weights', 'weights', 'weights'])
 
     Source: Nagel et al. 2021, arXiv:2106.08295, section 3.7 (debugging).
     """
