@@ -140,7 +140,8 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]], words: Seq
 
 def _html_row(tag: str, cells: Sequence[str], words: Sequence[bool]) -> str:
     parts = (
-        f'<{tag} style="text-align: {"left" if word else "right"}">{escape(cell)}</{tag}>'
+        f'<{tag} style="padding: 0.2em 0.6em; text-align: {"left" if word else "right"}">'
+        f"{escape(cell)}</{tag}>"
         for cell, word in zip(cells, words, strict=True)
     )
     return f"<tr>{''.join(parts)}</tr>"

@@ -37,10 +37,12 @@ class Histogram:
         width: steps to a bin; 1 up to 8 bits.
         counts: elements of each bin, without clipped ones.
         below, above: clipped elements at each end.
-        zeros: elements that are exactly zero; they count in the bin of zero, too.
+        zeros, vanished: elements that are exactly zero, and others that are rounded to zero; both
+            count in the bin of zero, too.
 
     Example:
-        >>> Histogram(0.5, -1, 1, np.array([1, 4, 0, 2]), 0, 1, 3).centres.tolist()
+        >>> found = Histogram(0.5, -1, 1, np.array([1, 4, 0, 2]), 0, 1, zeros=3, vanished=1)
+        >>> found.centres.tolist()
         [-0.5, 0.0, 0.5, 1.0]
     """
 
@@ -51,11 +53,16 @@ class Histogram:
     below: int
     above: int
     zeros: int
+    vanished: int
 
     @property
     def centres(self) -> np.ndarray:
         """The value in the middle of each bin."""
         return (self.first + np.arange(self.counts.size)) * self.width * self.scale
+
+    def percent(self, elements: int) -> float:
+        """A number of elements as a share of all of them."""
+        return 100 * elements / (int(self.counts.sum()) + self.below + self.above)
 
 
 def look_on_grid(x: jax.Array, grid: Grid) -> State:
@@ -97,11 +104,12 @@ def histogram_of(state: Mapping[str, np.ndarray]) -> Histogram:
     """The histogram over the steps that lie within the grid of a state."""
     steps = int(state["highest"] - state["lowest"])
     width, extent = _width(steps), _extent(steps)
-    ends = state["lowest"] - state["zero_high"], state["highest"] - state["zero_low"]
-    first, last = (int(np.floor(end / width + 0.5)) for end in ends)
+    reach = state["lowest"] - state["zero_high"], state["highest"] - state["zero_low"]
+    first, last = (int(np.floor(end / width + 0.5)) for end in reach)
     counts = state["bins"][first + extent + 1 : last + extent + 2].astype(int)
-    below, above, zeros = (int(x) for x in (state["bins"][0], state["bins"][-1], state["zeros"]))
-    return Histogram(float(state["scale"]), first, width, counts, below, above, zeros)
+    ends = int(state["bins"][0]), int(state["bins"][-1])
+    zeros, vanished = int(state["zeros"]), int(state["vanished"])
+    return Histogram(float(state["scale"]), first, width, counts, *ends, zeros, vanished)
 
 
 def cells_of(state: Mapping[str, np.ndarray]) -> tuple[Any, ...]:

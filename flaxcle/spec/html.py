@@ -17,10 +17,11 @@ def spec_to_html(spec: Spec) -> str:
     groups = []
     for group in spec.groups:
         rows = [f"{mark} {rows}" for mark, rows in marked_rows(group.sites)]
-        groups.append((group.name, extent(group), "   ".join(rows)))
+        sides = ("; ".join(row for row in rows if row.startswith(sign)) for sign in "×÷")
+        groups.append((group.name, extent(group), *sides))
     parts = [f"<p>{escape(totals(spec))}</p>"]
     if groups:
-        parts.append(html_table(("group", "scales", "rows"), groups, (True, True, True)))
+        parts.append(html_table(("group", "scales", "multiplied", "divided"), groups, (True,) * 4))
     if spec.blocked:
         rows = [(str(number), *words) for number, *words in blocked_rows(spec.blocked)]
         table = html_table(("axes", "why", "which"), rows, (False, True, True))
