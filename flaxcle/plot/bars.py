@@ -8,7 +8,7 @@ import numpy as np
 
 from flaxcle.analysis.sensitivity import ACTIVATIONS, ALL, BOTH, WEIGHTS
 from flaxcle.errors import ConfigError
-from flaxcle.plot.style import BLUE, INK, ORANGE, ROW, row_axes
+from flaxcle.plot.style import BLUE, INK, ORANGE, ROW, row_axes, with_legend
 from flaxcle.tables import Table
 
 if TYPE_CHECKING:
@@ -52,13 +52,11 @@ def sensitivity(table: Table, *, ax: Axes | None = None) -> Axes:
     for layer, kind, value in rows:
         if layer == ALL and np.isfinite(value):
             style = "-" if kind == BOTH else "--"
-            ax.axvline(
-                value, color=_COLORS[kind], linewidth=1, linestyle=style, label=f"all {kind}"
-            )
+            label = "everything" if kind == BOTH else f"all {kind}"
+            ax.axvline(value, color=_COLORS[kind], linewidth=1, linestyle=style, label=label)
     ax.invert_xaxis()
     ax.set_xlabel("SQNR of the output when only this is rounded, dB")
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, frameon=False, fontsize=8)
-    return ax
+    return with_legend(ax)
 
 
 def accuracy(table: Table, *, ax: Axes | None = None) -> Axes:
@@ -90,5 +88,4 @@ def accuracy(table: Table, *, ax: Axes | None = None) -> Axes:
         ax.bar_label(bars, fmt="%.4g", padding=2, fontsize=7, color=INK)
     ax.set_xlim(0, 108)
     ax.set_xlabel("% of the examples")
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=8)
-    return ax
+    return with_legend(ax)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from flaxcle.analysis import RangeStatistics
-from flaxcle.plot.style import BLUE, FAINT, INK, ORANGE, ROW, axes_of, row_axes
+from flaxcle.plot.style import BLUE, FAINT, INK, ORANGE, ROW, axes_of, row_axes, with_legend
 from flaxcle.spec import Scales
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def channel_ranges(
     """For each weight how far its channels stay under its largest entry, before and after.
 
     A channel's range is its largest magnitude, in units of the largest of the whole weight. A
-    channel left of the dashed line, half a step of the grid, is rounded to zero altogether.
+    channel left of the dashed line, half a step of the grid, is rounded to zero altogether; those
+    that are dead lie far to the left of the axes.
 
     Args:
         before: the statistics of a network.
@@ -49,16 +50,16 @@ def channel_ranges(
     ax = row_axes(ax, _labels(before), height=ROW * (1.6 if after else 1))
     places = {name: float(k) for k, name in enumerate(first)}
     shift, width = (0.2, 0.34) if after else (0.0, 0.6)
-    _draw(ax, first, {name: y - shift for name, y in places.items()}, width, ORANGE, "before")
+    label = "before" if after else None
+    _draw(ax, first, {name: y - shift for name, y in places.items()}, width, ORANGE, label)
     common = {name: y + shift for name, y in places.items() if name in second}
     _draw(ax, second, common, width, BLUE, "after")
     ax.set_xscale("log", base=2)
-    ax.set_xlim(right=1.15)
-    ax.axvline(_half_step(before), color=INK, linewidth=0.8, linestyle="--")
+    half = _half_step(before)
+    ax.axvline(half, color=INK, linewidth=0.8, linestyle="--", label="half a step of the grid")
+    ax.set_xlim(half / 4, 1.15)
     ax.set_xlabel("largest weight of a channel / of the layer")
-    if after:
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
-    return ax
+    return with_legend(ax)
 
 
 def channels(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flaxcle.analysis import Histogram
-from flaxcle.plot.style import BLUE, GREY, ORANGE, RED, axes_of
+from flaxcle.plot.style import BLUE, GREY, ORANGE, RED, axes_of, with_legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,5 +52,4 @@ def histogram(histogram: Histogram, *, ax: Axes | None = None) -> Axes:
     ax.set_ylim(bottom=0.5)
     ax.set_xlabel(f"value (step {histogram.scale:.3g})")
     ax.set_ylabel("elements")
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, fontsize=8)
-    return ax
+    return with_legend(ax)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flaxcle.plot.style import BLUE, GREY, INK, row_axes
+from flaxcle.plot.style import BLUE, GREY, INK, row_axes, with_legend
 from flaxcle.tables import Table
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ def stages(table: Table, *, ax: Axes | None = None) -> Axes:
         >>> import flaxcle as fc
         >>> columns = ("stage", "kept", "SQNR dB", "corrected dB")
         >>> rows = (("as it is", True, 9.0, 10.0), ("equalize", True, 20.0, 22.0))
-        >>> [line.get_xdata().tolist() for line in fc.plot.stages(fc.Table(columns, rows)).lines[:2]]
+        >>> ax = fc.plot.stages(fc.Table(columns, rows))
+        >>> [line.get_xdata().tolist() for line in ax.lines[:2]]
         [[9.0, 20.0], [10.0, 22.0]]
     """
     names, kept = table.column("stage"), table.column("kept")
@@ -46,7 +47,7 @@ def stages(table: Table, *, ax: Axes | None = None) -> Axes:
         ax.plot(values, rows, color=color, linewidth=1, label=label, zorder=2)
         faces = [color if flag else "white" for flag in kept]
         ax.scatter(values, rows, s=26, c=faces, edgecolors=color, linewidths=1.2, zorder=3)
-    ax.axvline(best, color=INK, linewidth=0.8, linestyle="--", zorder=1)
+    ax.axvline(best, color=INK, linewidth=0.8, linestyle="--", zorder=1, label="best")
+    ax.scatter([], [], s=26, c="white", edgecolors=INK, label="not kept")
     ax.set_xlabel("SQNR of the output on held-back batches, dB")
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=8)
-    return ax
+    return with_legend(ax)

@@ -39,6 +39,14 @@ def axes_of(ax: Axes | None, height: float) -> Axes:
         ax = plt.figure(figsize=(WIDTH, height), layout="constrained").add_subplot()
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_axisbelow(True)
+    ax.tick_params(labelsize=8)
+    return ax
+
+
+def with_legend(ax: Axes) -> Axes:
+    """The axes with a legend above them, if anything has a label."""
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, frameon=False, fontsize=8)
     return ax
 
 
