@@ -69,18 +69,13 @@ class RangeStatistics:
     histograms: dict[str, Histogram]
 
     def boxes(self) -> Table:
-        """For each weight the five-number summary of its channels' ranges, for a box plot."""
+        """For each weight five numbers of its channels' ranges, those of zeros left out."""
         layers = zip(self.weights.column("layer"), self.weights.column("name"), strict=True)
         rows = []
         for layer, name in layers:
-            five = np.quantile(channel_peaks(self.channels[name]), QUARTILES)
+            five = np.quantile(_alive(self.channels[name]), QUARTILES)
             rows.append((layer, name, *map(float, five)))
         return Table(BOX_COLUMNS, tuple(rows))
-
-
-def channel_peaks(channels: np.ndarray) -> np.ndarray:
-    """The largest magnitude of each channel, from its five numbers."""
-    return np.maximum(-channels[:, 0], channels[:, -1])
 
 
 def range_statistics(
@@ -176,9 +171,14 @@ def _turns(state: Mapping[str, np.ndarray]) -> Iterator[tuple[Any, str, dict[str
         yield turn, label, {key: value[turn] for key, value in state.items()}
 
 
+def _alive(five: np.ndarray) -> np.ndarray:
+    """The largest magnitude of each channel that is not zero; of all when all are."""
+    peaks = np.maximum(-five[:, 0], five[:, -1])
+    return peaks[peaks > 0] if np.any(peaks > 0) else peaks
+
+
 def _spread(five: np.ndarray) -> tuple[float, float, float | None]:
     """The extremes, and the largest channel over the median one of those that are not zero."""
-    peaks = channel_peaks(five)
-    alive = peaks[peaks > 0]
-    ratio = float(alive.max() / np.median(alive)) if alive.size else None
+    peaks = _alive(five)
+    ratio = float(peaks.max() / np.median(peaks)) if peaks.any() else None
     return float(five[:, 0].min()), float(five[:, -1].max()), ratio

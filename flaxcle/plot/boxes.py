@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
-_SMALLEST = 2.0**-14  # where channels of zeros are drawn
+_SMALLEST = 2.0**-14  # where a weight of zeros is drawn
 
 
 def channel_ranges(
@@ -28,8 +28,8 @@ def channel_ranges(
     """For each weight how far its channels stay under its largest entry, before and after.
 
     A channel's range is its largest magnitude, in units of the largest of the whole weight. A
-    channel left of the dashed line, half a step of the grid, is rounded to zero altogether; those
-    that are dead lie far to the left of the axes.
+    channel left of the dashed line, half a step of the grid, is rounded to zero altogether.
+    Channels of zeros are left out.
 
     Args:
         before: the statistics of a network.
