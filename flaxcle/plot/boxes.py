@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from flaxcle.analysis import RangeStatistics
+from flaxcle.analysis.ranges import QUARTILES
 from flaxcle.plot.style import BLUE, FAINT, INK, ORANGE, ROW, axes_of, row_axes, with_legend
 from flaxcle.spec import Scales
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _SMALLEST = 2.0**-14  # where a weight of zeros is drawn
 
 
