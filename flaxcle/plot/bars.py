@@ -43,7 +43,7 @@ def sensitivity(table: Table, *, ax: Axes | None = None) -> Axes:
     least = max((value for _, _, value in rows if np.isfinite(value)), default=0.0) + _MARGIN
     kinds = [kind for kind in (WEIGHTS, ACTIVATIONS) if any(row[1] == kind for row in rows)]
     ax = row_axes(ax, layers, height=ROW * (1.4 if len(kinds) > 1 else 1))
-    thick = 0.8 / len(kinds)
+    thick = 0.8 / max(len(kinds), 1)
     for k, kind in enumerate(kinds):
         own = {layer: value for layer, of, value in rows if of == kind and layer != ALL}
         places = [layers.index(layer) + (k - (len(kinds) - 1) / 2) * thick for layer in own]
