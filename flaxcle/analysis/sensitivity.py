@@ -73,7 +73,7 @@ def sensitivity(
         >>> table.column("layer"), table.column("kind")[1:]
         (['(all)', '(all)', 'a', 'b'], ['weights', 'weights', 'weights'])
 
-    Source: Nagel et al. 2021, arXiv:2106.08295, section 3.7 (debugging).
+    Source: Nagel et al. 2021, arXiv:2106.08295, section 3 (the debugging flow chart).
     """
     data = _checked(batches, config)
     if calibration is None:
