@@ -88,7 +88,8 @@ def sensitivity(
 
     def row(place: Place, mask: np.ndarray) -> tuple[Any, ...]:
         without = run.sqnr(both & ~mask)
-        return (*place, run.sqnr(mask), without, without - whole)
+        gain = without - whole if np.isfinite(whole) else 0.0  # nothing to gain without noise
+        return (*place, run.sqnr(mask), without, gain)
 
     rows = sorted((row(*item) for item in places.items()), key=lambda row: row[2])
     return Table(COLUMNS, (*(row(*item) for item in every.items()), *rows))

@@ -128,6 +128,13 @@ def test_what_stays_in_float_has_no_row():
     assert len(table) == 2 + 3
 
 
+def test_a_network_on_its_grid_has_nothing_to_gain():
+    fn, params = lambda p, x: x @ p["w"], {"w": jnp.array([[127.0, -1.0]])}
+    table = fc.sensitivity(fn, params, [jnp.ones((1, 1))], fc.QuantConfig(act_bits=None))
+    assert set(table.column("alone dB")) == {float("inf")}
+    assert set(table.column("gain dB")) == {0.0}
+
+
 def test_nothing_to_quantize_is_an_error():
     with pytest.raises(ConfigError) as error:
         fc.sensitivity(net, PARAMS, [X], fc.QuantConfig(weight_bits=None, act_bits=None))
