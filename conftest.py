@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 
 import pytest
+
+os.environ.setdefault("MPLBACKEND", "Agg")  # pictures need no screen
 
 
 @pytest.fixture(autouse=True)
@@ -16,3 +20,10 @@ def _settings_of_a_user(request: pytest.FixtureRequest) -> Iterator[None]:
 
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _few_open_figures() -> Iterator[None]:
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")

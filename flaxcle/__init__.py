@@ -1,5 +1,11 @@
 """flaxcle turns a trained JAX network into the equivalent network that survives int8 best."""
 
+from flaxcle import plot as plot
+from flaxcle.analysis import Histogram as Histogram
+from flaxcle.analysis import RangeStatistics as RangeStatistics
+from flaxcle.analysis import memory_table as memory_table
+from flaxcle.analysis import range_statistics as range_statistics
+from flaxcle.analysis import sensitivity as sensitivity
 from flaxcle.apply import apply_scales as apply_scales
 from flaxcle.apply import equalize as equalize
 from flaxcle.bias import absorb_bias as absorb_bias
@@ -33,5 +39,6 @@ from flaxcle.spec import Spec as Spec
 from flaxcle.states import equalize_train_state as equalize_train_state
 from flaxcle.states import opt_state_slots as opt_state_slots
 from flaxcle.states import rescale_opt_state as rescale_opt_state
+from flaxcle.tables import Table as Table
 from flaxcle.verify import Equivalence as Equivalence
 from flaxcle.verify import verify as verify

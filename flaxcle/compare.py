@@ -25,9 +25,13 @@ def sqnr(reference: jax.Array | np.ndarray, other: jax.Array | np.ndarray) -> fl
     """
     clean, noisy = np.asarray(reference, np.float64), np.asarray(other, np.float64)
     _check_shape("the other array", noisy, clean)
-    noise = np.sum((clean - noisy) ** 2)
+    return decibel(float(np.sum(clean**2)), float(np.sum((clean - noisy) ** 2)))
+
+
+def decibel(signal: float, noise: float) -> float:
+    """The SQNR of sums of squares: infinite without noise, minus infinity without a signal."""
     with np.errstate(divide="ignore"):
-        return float(10 * np.log10(np.sum(clean**2) / noise)) if noise else float("inf")
+        return float(10 * np.log10(np.divide(signal, noise))) if noise else float("inf")
 
 
 def compare(

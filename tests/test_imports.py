@@ -30,7 +30,7 @@ LEVELS = (
     ("bias", "rounding"),
     ("learn", "distill"),
     ("recipe",),
-    ("verify", "compare", "report", "plot", "cli"),
+    ("verify", "compare", "analysis", "report", "plot", "cli"),
     ("__init__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

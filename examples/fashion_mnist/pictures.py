@@ -17,6 +17,8 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+import flaxcle as fc
+
 STEPS = 127  # on each side of zero
 BEFORE, AFTER = "#c44e52", "#2a7f9e"
 INK, FAINT = "#22292f", "#d8dde2"
@@ -104,20 +106,9 @@ def octave_shares(kernel: np.ndarray) -> np.ndarray:
 
 
 def _draw_boxes(panel: Axes, weights: np.ndarray, color: str) -> None:
-    panel.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
-    panel.boxplot(
-        weights,
-        positions=range(weights.shape[1]),
-        widths=0.7,
-        whis=(0, 100),
-        patch_artist=True,
-        manage_ticks=False,
-        boxprops={"facecolor": color, "edgecolor": color, "alpha": 0.55, "linewidth": 0.8},
-        whiskerprops={"color": color, "linewidth": 0.9},
-        capprops={"color": color, "linewidth": 0.9},
-        medianprops={"color": INK, "linewidth": 1.0},
-    )
-    panel.set_ylim(-STEPS * 1.06, STEPS * 1.06)
+    five = np.quantile(weights, (0, 0.25, 0.5, 0.75, 1), axis=0).T
+    fc.plot.channels(five, color=color, ax=panel)
+    panel.set(xlabel="", ylabel="", ylim=(-STEPS * 1.06, STEPS * 1.06))
     panel.set_yticks((-127, -64, 0, 64, 127))
 
 

@@ -90,6 +90,14 @@ class Calibration:
             rows.append((layer, "activation", name, float(low), float(high)))
         return Table(("layer", "kind", "name", "min", "max"), tuple(rows))
 
+    def __rich__(self) -> Table:
+        """What `rich.print` shows."""
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return self.table().to_html()
+
 
 class _Watch:
     """Action: run the op and report the state of its quantized operands, and of its channels."""

@@ -70,7 +70,10 @@ def run_quantized(
     feed: Mapping[str, Any],
     actions: Actions | None = None,
 ) -> Result:
-    """The program with every quantizer in its place, and with further actions at other ops."""
+    """The program with every quantizer in its place, and with further actions at other ops.
+
+    A flag `'<quantizer>:on'` in the feed, a boolean scalar, switches that quantizer on or off.
+    """
     leaves, tree = jax.tree.flatten(inputs)
     rounded = jax.tree.unflatten(tree, _ends(plan.inputs, leaves, config, feed))
     done = {q.name for q in plan.inputs if q is not None}
@@ -114,17 +117,24 @@ class _Snap:
     def __call__(self, op: Op, operands: list[Any], feed: Mapping[str, Any]) -> Any:
         rounded = list(operands)
         for k, quantizer in self.operands.items():
-            x = jnp.asarray(operands[k])
-            if quantizer.weight:
-                rounded[k] = snap_weight(x, self.config, quantizer.channel_axes)
-            else:
-                rounded[k] = _snap_activation(x, quantizer, self.config, feed)
+            rounded[k] = _snapped(jnp.asarray(operands[k]), quantizer, self.config, feed)
         return computed(op, *rounded), {}
 
 
 def _ends(ends: Any, arrays: Any, config: QuantConfig, feed: Mapping[str, Any]) -> list[Any]:
     pairs = zip(ends, arrays, strict=True)
-    return [x if q is None else _snap_activation(jnp.asarray(x), q, config, feed) for q, x in pairs]
+    return [x if q is None else _snapped(jnp.asarray(x), q, config, feed) for q, x in pairs]
+
+
+def _snapped(
+    x: jax.Array, quantizer: Quantizer, config: QuantConfig, feed: Mapping[str, Any]
+) -> jax.Array:
+    if quantizer.weight:
+        rounded = snap_weight(x, config, quantizer.channel_axes)
+    else:
+        rounded = _snap_activation(x, quantizer, config, feed)
+    on = feed.get(f"{quantizer.name}:on")
+    return rounded if on is None else jnp.where(on, rounded, x)
 
 
 def _snap_activation(

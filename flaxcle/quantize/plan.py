@@ -41,10 +41,15 @@ class Quantizer:
 
 @dataclass
 class Plan:
-    """Quantizers by op and operand, and those of the network's inputs and outputs."""
+    """Quantizers by op and operand, and those of the network's inputs and outputs.
+
+    `layers` has the name of each op that holds quantizers; a quantizer that several ops share has
+    that of the first.
+    """
 
     flow: Flow
     at: dict[Op, dict[int, Quantizer]] = field(default_factory=dict)
+    layers: dict[Op, str] = field(default_factory=dict)
     inputs: list[Quantizer | None] = field(default_factory=list)
     outputs: list[Quantizer | None] = field(default_factory=list)
 
@@ -56,11 +61,15 @@ class Plan:
                 if quantizer.weight and fact.leaf:
                     yield op, operand, fact
 
-    def activations(self) -> dict[str, Quantizer]:
-        """All activation quantizers by name."""
+    def quantizers(self) -> dict[str, Quantizer]:
+        """All quantizers by name."""
         inner = [q for operands in self.at.values() for q in operands.values()]
         every = [*self.inputs, *inner, *self.outputs]
-        return {q.name: q for q in every if q is not None and not q.weight}
+        return {q.name: q for q in every if q is not None}
+
+    def activations(self) -> dict[str, Quantizer]:
+        """All activation quantizers by name."""
+        return {name: q for name, q in self.quantizers().items() if not q.weight}
 
 
 def make_plan(program: Program) -> Plan:
@@ -95,7 +104,7 @@ class _Planner:
     def _contraction(self, op: Op) -> None:
         facts = [self.flow[value] for value in op.inputs[:2]]
         leaf = next((fact.leaf for fact in facts if fact.leaf and not fact.dynamic), None)
-        layer = _layer(leaf) if leaf else op.scope or op.primitive
+        layer = self.plan.layers[op] = _layer(leaf) if leaf else op.scope or op.primitive
         for operand, fact in enumerate(facts):
             if not jnp.issubdtype(op.inputs[operand].dtype, jnp.floating):
                 continue
@@ -109,6 +118,7 @@ class _Planner:
 
     def _residual(self, op: Op) -> None:
         layer = self._unique(f"{op.scope}/{op.primitive}" if op.scope else op.primitive)
+        self.plan.layers[op] = layer
         for operand in (0, 1):
             if jnp.issubdtype(op.inputs[operand].dtype, jnp.floating):
                 self._place(op, operand, layer, f"operand_{operand}")

@@ -65,6 +65,14 @@ class Recipe:
     stages: Table
     config: QuantConfig
 
+    def __rich__(self) -> Table:
+        """What `rich.print` shows."""
+        return self.stages
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return self.stages.to_html()
+
 
 @dataclass(frozen=True)
 class _Candidate:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -177,6 +177,18 @@ class Spec:
         from flaxcle.spec.text import render_spec  # noqa: PLC0415  (text renders tables)
 
         return render_spec(self)
+
+    def __rich__(self) -> Any:
+        """What `rich.print` shows; rich calls it, so it is installed."""
+        from rich.text import Text  # noqa: PLC0415  (an optional package)
+
+        return Text(str(self))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from flaxcle.spec.html import spec_to_html  # noqa: PLC0415  (html renders tables)
+
+        return spec_to_html(self)
 
     @property
     def scales(self) -> int:

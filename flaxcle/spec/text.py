@@ -26,7 +26,7 @@ _GLUE = "\u00a0"  # a space at which no line may break
 
 def render_spec(spec: Spec) -> str:
     """The whole table as text: totals, groups, what is blocked and why, what is unused."""
-    lines = [_totals(spec), *([""] if spec.groups else [])]
+    lines = [totals(spec), *([""] if spec.groups else [])]
     widest = max((len(group.name) for group in spec.groups), default=0)
     for group in spec.groups:
         lines += _heading(group, widest) + _marked_rows(group.sites, indent=4)
@@ -57,7 +57,8 @@ def explain_path(spec: Spec, path: str) -> str:
     return "\n".join(lines).replace(_GLUE, " ")
 
 
-def _totals(spec: Spec) -> str:
+def totals(spec: Spec) -> str:
+    """How many groups, scales, leaves and blocked axes there are."""
     leaves = {site.path for group in spec.groups for site in group.sites}
     parts = [
         _count(len(spec.groups), "group"),
@@ -88,26 +89,32 @@ def _resolved(path: str, known: Sequence[str]) -> list[str]:
 
 
 def _heading(group: Group, widest: int) -> list[str]:
-    line = f"{group.name.ljust(widest)}  {_extent(group)}"
-    return [line] if len(line) <= WIDTH else [group.name, f"    {_extent(group)}"]
+    line = f"{group.name.ljust(widest)}  {extent(group)}"
+    return [line] if len(line) <= WIDTH else [group.name, f"    {extent(group)}"]
 
 
-def _extent(group: Group) -> str:
+def extent(group: Group) -> str:
+    """The channels of a group, and whether it is held."""
     size = "×".join(map(str, group.shape)) or "1"
     held = ", held" if group.held else ""
     return f"{size} channel{'' if group.size == 1 else 's'}{held}"
 
 
 def _marked_rows(sites: Iterable[Site], indent: int) -> list[str]:
-    """The rows by power, producers first: on one line, or a paragraph for each power."""
-    marked: dict[Fraction, list[Site]] = {}
-    for site in sorted(sites, key=lambda site: -site.power):
-        marked.setdefault(site.power, []).append(site)
-    parts = [f"{_mark(power)}  {'; '.join(_by_module(rows))}" for power, rows in marked.items()]
+    """The rows by power: on one line, or a paragraph for each power."""
+    parts = [f"{mark}  {rows}" for mark, rows in marked_rows(sites)]
     line = " " * indent + "   ".join(parts)
     if len(line) <= WIDTH:
         return [line] if parts else []
     return [line for part in parts for line in _wrapped(" " * indent + part, indent=indent + 4)]
+
+
+def marked_rows(sites: Iterable[Site]) -> list[tuple[str, str]]:
+    """What is multiplied with each power of the scale, producers first: (`'×s'`, rows)."""
+    marked: dict[Fraction, list[Site]] = {}
+    for site in sorted(sites, key=lambda site: -site.power):
+        marked.setdefault(site.power, []).append(site)
+    return [(_mark(power), "; ".join(_by_module(rows))) for power, rows in marked.items()]
 
 
 def _mark(power: Fraction) -> str:
@@ -225,16 +232,24 @@ def _braced(rows: Sequence[Sequence[str]]) -> str:
 def _blocked_lines(blocked: Sequence[Blocked]) -> list[str]:
     """Blocked axes, one paragraph for each reason."""
     lines = ["", f"blocked: {_count(len(blocked), 'axis')}"] if blocked else []
+    for number, reason, axes in blocked_rows(blocked):
+        lines += _wrapped(f"{number:>4} × {reason}", indent=7)
+        lines += _wrapped(f"{' ' * 7}{axes}", indent=7)
+    return lines
+
+
+def blocked_rows(blocked: Sequence[Blocked]) -> list[tuple[int, str, str]]:
+    """Blocked axes by reason, the most frequent first: how many, why and where, which."""
     alike: dict[tuple[str, str], list[Blocked]] = {}
     for row in blocked:
         alike.setdefault((row.reason, row.primitive), []).append(row)
+    found = []
     for (reason, primitive), rows in sorted(alike.items(), key=lambda item: -len(item[1])):
         cause = f" ({primitive})" if primitive and repr(primitive) not in reason else ""
         places = _some(dict.fromkeys(row.source for row in rows if row.source))
         axes = _some(f"{strip_collection(row.path)}[{row.axis}]" for row in rows)
-        lines += _wrapped(f"{len(rows):>4} × {reason}{cause}{places and ', ' + places}", indent=7)
-        lines += _wrapped(f"{' ' * 7}{axes}", indent=7)
-    return lines
+        found.append((len(rows), f"{reason}{cause}{places and ', ' + places}", axes))
+    return found
 
 
 def _some(items: Iterable[str]) -> str:
@@ -246,7 +261,7 @@ def _some(items: Iterable[str]) -> str:
 def _explained(site: Site, group: Group) -> list[str]:
     others = [row for row in group.sites if row is not site]
     words = index_words(site.index) if site.index is not None else ""
-    text = f"  {_axes(site.axes)}: {_mark(site.power)} of {group.name!r}, {_extent(group)}"
+    text = f"  {_axes(site.axes)}: {_mark(site.power)} of {group.name!r}, {extent(group)}"
     text += (f" ({words})" if words else "") + (", together with" if others else "")
     return [*_wrapped(text, indent=4), *_marked_rows(others, indent=4)]
 
