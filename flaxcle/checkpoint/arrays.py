@@ -6,8 +6,8 @@ dtypes of a directory that is read and written again stay as orbax knows them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +41,19 @@ def read_arrays(path: Path) -> tuple[PyTree, dict[str, Any]]:
         )
     ocp = package("orbax.checkpoint")
     try:
-        with _checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as checkpointer:
             about = checkpointer.metadata(path)
             kinds = jax.tree.map(lambda leaf: _kind(ocp, leaf), about.item_metadata.tree)
             return checkpointer.restore(path, restore_args=kinds), dict(about.custom_metadata or {})
     except (ValueError, OSError) as error:
-        raise CheckpointError("can't read this orbax checkpoint", where=f"{path}: {error}") from error
+        what = "can't read this orbax checkpoint"
+        raise CheckpointError(what, where=f"{path}: {error}") from error
 
 
 def write_arrays(path: Path, tree: PyTree, metadata: Mapping[str, Any]) -> None:
     """Writes a tree to a directory that does not exist yet."""
     ocp = package("orbax.checkpoint")
-    with _checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    with closing(ocp.Checkpointer(ocp.StandardCheckpointHandler())) as checkpointer:
         checkpointer.save(path, tree, custom_metadata=dict(metadata))
 
 
@@ -60,12 +61,3 @@ def _kind(ocp: Any, leaf: Any) -> Any:
     """Arrays become NumPy arrays; numbers and text stay what they are."""
     is_array = type(leaf) is ocp.metadata.ArrayMetadata
     return ocp.RestoreArgs(restore_type=np.ndarray) if is_array else ocp.RestoreArgs()
-
-
-@contextmanager
-def _checkpointer(handler: Any) -> Iterator[Any]:
-    checkpointer = package("orbax.checkpoint").Checkpointer(handler)
-    try:
-        yield checkpointer
-    finally:
-        checkpointer.close()

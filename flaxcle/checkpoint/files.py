@@ -15,7 +15,7 @@ from typing import Any
 
 from flaxcle.apply import check_scales
 from flaxcle.checkpoint.arrays import holds_tree, read_arrays, write_arrays
-from flaxcle.checkpoint.replace import recover, replacing
+from flaxcle.checkpoint.replace import check_free, recover, replacing
 from flaxcle.checkpoint.tensors import read_tensors, write_tensors
 from flaxcle.checkpoint.trees import grafted, unboxed
 from flaxcle.errors import CheckpointError
@@ -119,7 +119,7 @@ def save_checkpoint(
         {'Dense_0': {'bias': array([0., 0.])}}
     """
     path = Path(path).absolute()
-    _check_target(path)
+    check_target(path, overwrite)
     tree = unboxed(params)
     texts = _texts(tree, spec, scales)
     metadata = dict(metadata or {})
@@ -137,8 +137,12 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
     return [(name, folder / f"{name}.json") for name in (SPEC, SCALES)]
 
 
-def _check_target(path: Path) -> None:
-    """Refuses to replace what is no checkpoint, however much the user insists."""
+def check_target(path: Path, overwrite: bool) -> None:
+    """Raises CheckpointError where nothing may be written.
+
+    What is no checkpoint is not replaced, however much the user insists.
+    """
+    check_free(path, overwrite)
     is_file = path.suffix == _SUFFIX
     if path.exists() and (path.is_dir() if is_file else not holds_tree(path)):
         kind = "safetensors file" if is_file else "orbax checkpoint"

@@ -38,14 +38,25 @@ def replacing(target: Path, *, overwrite: bool) -> Iterator[Path]:
         OSError: the file system refuses; the target is as it was.
     """
     target = target.resolve()
-    _check_free(target, overwrite)
+    check_free(target, overwrite)
     with _staging(target) as staging:
         new = staging / "new"
         yield new
+        _open_up(new, target)
         _flush(new)
-        _check_free(target, overwrite)
+        check_free(target, overwrite)
         _swap(new, target, staging)
         _flush_entry(target.parent)
+
+
+def check_free(target: Path, overwrite: bool) -> None:
+    """Raises CheckpointError when there is something that may not be replaced."""
+    if target.exists() and not overwrite:
+        raise CheckpointError(
+            "won't overwrite what is there",
+            where=str(target),
+            then="choose another name, or pass overwrite=True (--force on the command line)",
+        )
 
 
 def recover(target: Path) -> None:
@@ -58,15 +69,6 @@ def recover(target: Path) -> None:
     if not target.exists() and (_staging_of(target) / "old").exists():
         with _staging(target):
             pass
-
-
-def _check_free(target: Path, overwrite: bool) -> None:
-    if target.exists() and not overwrite:
-        raise CheckpointError(
-            "won't overwrite what is there",
-            where=str(target),
-            then="choose another name, or pass overwrite=True (--force on the command line)",
-        )
 
 
 def _staging_of(target: Path) -> Path:
@@ -119,6 +121,13 @@ def _lock(folder: Path) -> int:
         os.close(lock)
         raise
     return lock
+
+
+def _open_up(new: Path, target: Path) -> None:
+    """The permissions of the old file, or those of any new one: some writers keep theirs closed."""
+    if new.is_file():
+        model = target if target.is_file() else new.parent
+        new.chmod(model.stat().st_mode & 0o666)
 
 
 def _put_back(target: Path, staging: Path) -> None:

@@ -28,7 +28,8 @@ def read_tensors(path: Path) -> tuple[PyTree, dict[str, str]]:
     safetensors = package("safetensors")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            leaves = {name: file.get_tensor(name) for name in file.keys()}
+            names = file.keys()
+            leaves = {name: file.get_tensor(name) for name in names}
             metadata = dict(file.metadata() or {})
     except (safetensors.SafetensorError, AttributeError) as error:
         raise CheckpointError(

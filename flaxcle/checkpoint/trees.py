@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flaxcle.errors import CheckpointError, closest
@@ -85,7 +86,7 @@ def _is_box(node: Any) -> bool:
 
 
 def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(dtype_of(leaf), jax.dtypes.prng_key)
+    return jnp.issubdtype(dtype_of(leaf), jax.dtypes.prng_key)
 
 
 def _without_boxes(leaves: Mapping[str, Any]) -> dict[str, Any]:

@@ -117,9 +117,7 @@ def _versioned(text: str, kind: str) -> dict[str, Any]:
     try:
         data = json.loads(text)
     except (json.JSONDecodeError, TypeError) as error:
-        raise SpecError(
-            f"the text of {kind} is not JSON", where=str(error), then=wrote
-        ) from error
+        raise SpecError(f"the text of {kind} is not JSON", where=str(error), then=wrote) from error
     version = data.get(f"flaxcle_{name}") if isinstance(data, dict) else None
     if type(version) is not int or version != VERSION:
         raise SpecError(
