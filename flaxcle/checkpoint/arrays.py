@@ -43,6 +43,8 @@ def read_arrays(path: Path) -> tuple[PyTree, dict[str, Any]]:
     try:
         with closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as checkpointer:
             about = checkpointer.metadata(path)
+            if about.item_metadata is None:
+                raise ValueError("it does not say what it holds")
             kinds = jax.tree.map(lambda leaf: _kind(ocp, leaf), about.item_metadata.tree)
             return checkpointer.restore(path, restore_args=kinds), dict(about.custom_metadata or {})
     except (ValueError, OSError) as error:
@@ -51,13 +53,20 @@ def read_arrays(path: Path) -> tuple[PyTree, dict[str, Any]]:
 
 
 def write_arrays(path: Path, tree: PyTree, metadata: Mapping[str, Any]) -> None:
-    """Writes a tree to a directory that does not exist yet."""
+    """Writes a tree to a directory that does not exist yet.
+
+    Raises:
+        CheckpointError: orbax refuses the tree.
+    """
     ocp = package("orbax.checkpoint")
-    with closing(ocp.Checkpointer(ocp.StandardCheckpointHandler())) as checkpointer:
-        checkpointer.save(path, tree, custom_metadata=dict(metadata))
+    try:
+        with closing(ocp.Checkpointer(ocp.StandardCheckpointHandler())) as checkpointer:
+            checkpointer.save(path, tree, custom_metadata=dict(metadata))
+    except ValueError as error:
+        raise CheckpointError("orbax can't store this tree", where=str(error)) from error
 
 
 def _kind(ocp: Any, leaf: Any) -> Any:
-    """Arrays become NumPy arrays; numbers and text stay what they are."""
+    """Arrays become NumPy arrays; numbers stay what they are."""
     is_array = type(leaf) is ocp.metadata.ArrayMetadata
     return ocp.RestoreArgs(restore_type=np.ndarray) if is_array else ocp.RestoreArgs()

@@ -30,7 +30,8 @@ def unboxed(tree: PyTree) -> PyTree:
         lambda node: jax.tree.leaves(node)[0] if _is_box(node) else node, tree, is_leaf=_is_box
     )
     for path, leaf in named_leaves(plain).items():
-        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float) or _is_key(leaf):
+        is_key = jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)
+        if is_key or not isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float):
             raise CheckpointError(
                 "can't store a leaf that is no array of numbers",
                 where=f"{path!r} is a {type(leaf).__name__}",
@@ -83,10 +84,6 @@ def _is_box(node: Any) -> bool:
     """Whether a node holds one leaf, under the key `value`."""
     inside, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda child: child is not node)
     return [path for path, _ in inside] == [_IN_A_BOX] and jax.tree_util.all_leaves([inside[0][1]])
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(dtype_of(leaf), jax.dtypes.prng_key)
 
 
 def _without_boxes(leaves: Mapping[str, Any]) -> dict[str, Any]:
