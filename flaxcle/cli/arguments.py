@@ -85,7 +85,8 @@ _REPORT = """\
 columns of the first table, each before and after:
   max |w|  the largest weight, which sets the step of a per-tensor int8 quantizer
   spread   the range of the widest channel over that of the median one; 1 is best
-  dB       signal to quantization noise of the weights in int8 with one scale for the tensor
+  dB       signal to quantization noise of a channel in int8 with one scale for the tensor, the
+           mean of the channels; 6 dB are one bit
 """
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,9 +138,9 @@ def _balanced(source: Checkpoint, arguments: Namespace, step: Step) -> Checkpoin
     copies = mirrors(source.params, spec)
     if copies:
         sys.stderr.write(
-            f"note: {len(copies)} leaves such as {copies[0]!r} mirror scaled ones (moments or "
-            "averages) and are copied as they are; to go on training from this checkpoint, "
-            "rescale them in the program with flaxcle.equalize_train_state\n"
+            f"note: {_names(copies)} mirror scaled leaves (moments or averages) and are copied as "
+            "they are; to go on training from this checkpoint, rescale them in the program with "
+            "flaxcle.equalize_train_state\n"
         )
     return result
 
@@ -165,8 +166,8 @@ def _summary(result: Checkpoint, output: str) -> str:
         return f"wrote {output}: the weights before equalization"
     log2 = np.concatenate([np.ravel(row) for row in result.scales.log2.values()])
     return (
-        f"wrote {output}: {len(result.spec.groups)} groups, {np.count_nonzero(log2)} of "
-        f"{log2.size} scales moved, by factors of up to 2^{np.max(np.abs(log2)):.1f}"
+        f"wrote {output}: {np.count_nonzero(log2)} of {log2.size} scales moved, "
+        f"by factors of up to 2^{np.max(np.abs(log2)):.1f}"
     )
 
 
@@ -193,8 +194,13 @@ def _by_scales(before: Checkpoint, after: Checkpoint) -> tuple[bool, str]:
     plain, scaled = (before, after) if before.scales is None else (after, before)
     wrong = unexplained(plain.params, scaled)
     if wrong:
-        return False, f"the stored scales do not explain {len(wrong)} leaves, such as {wrong[0]!r}"
+        return False, f"the stored scales do not explain {_names(wrong)}"
     return True, "the weights differ by the stored scales alone"
+
+
+def _names(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return f"{paths[0]!r}{more}"
 
 
 def _say(text: str) -> None:

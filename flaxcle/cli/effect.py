@@ -17,7 +17,6 @@ from flaxcle.compare import sqnr
 from flaxcle.paths import PyTree, named_leaves, shape_of, strip_collection
 from flaxcle.quantize.grid import make_grid, snap
 from flaxcle.spec import Scales, Site, Spec
-from flaxcle.spec.table import normal_axes
 from flaxcle.tables import Table
 
 
@@ -53,20 +52,16 @@ def _interleaved(before: tuple[Any, ...], after: tuple[Any, ...]) -> list[Any]:
 
 
 def _measured(leaf: Any, site: Site) -> tuple[float | None, ...]:
-    """Range, spread and noise of a kernel; `None` where a number would be infinite."""
-    size = jnp.abs(jnp.asarray(leaf).astype(jnp.float32))
-    axes = normal_axes(site, size.ndim)
-    channels = jnp.max(size, axis=tuple(axis for axis in range(size.ndim) if axis not in axes))
-    top, median = float(jnp.max(size)), float(jnp.median(channels))
-    return tuple(
-        number if math.isfinite(number) else None
-        for number in (top, top / median if median else math.inf, float(_noise(leaf)))
-    )
-
-
-def _noise(leaf: Any) -> float:
-    weights = jnp.asarray(leaf).astype(jnp.float32)
-    return sqnr(np.asarray(weights), np.asarray(_in_int8(weights)))
+    """Range, spread and noise of a kernel; `None` where there is no such number."""
+    weights, count = np.asarray(leaf, np.float32), len(site.axes)
+    rows = np.moveaxis(weights, site.axes, range(count))
+    rows = rows.reshape(math.prod(rows.shape[:count]), -1)
+    ranges = np.max(np.abs(rows), axis=1)
+    median = float(np.median(ranges))
+    noises = zip(rows, np.asarray(_in_int8(rows)), strict=True)
+    ratios = [sqnr(row, coarse) for row, coarse in noises if row.any()]
+    spread = float(np.max(ranges)) / median if median else None
+    return float(np.max(ranges)), spread, float(np.mean(ratios)) if ratios else None
 
 
 @jax.jit

@@ -52,7 +52,7 @@ def unexplained(plain: PyTree, scaled: Checkpoint) -> list[str]:
         odd = sorted({path for path, _ in kinds[0].items() ^ kinds[1].items()})
         raise CheckpointError(
             "the checkpoints are not those of one network",
-            where=f"names, shapes or dtypes differ in {len(odd)} leaves, such as {odd[0]!r}",
+            where=f"name, shape or dtype differ, first of {odd[0]!r}",
         )
     moved = _scaled_paths(scaled.spec)
     return [path for path in found if not _equal(expected[path], found[path], path in moved)]

@@ -78,7 +78,7 @@ def test_every_dtype_keeps_its_bits(tmp_path, name):
 def test_an_array_without_elements_is_for_safetensors_alone(tmp_path):
     tree = {"w": np.zeros((0, 2), np.float32)}
     assert_same(again(tmp_path / "m.safetensors", tree).params, tree)
-    with pytest.raises(CheckpointError, match="orbax can't store this tree: .*zero size"):
+    with pytest.raises(CheckpointError, match=r"orbax can't store this tree: .*zero size"):
         fc.save_checkpoint(tmp_path / "model", tree)
     assert os.listdir(tmp_path) == ["m.safetensors"]
 
@@ -276,7 +276,9 @@ def test_a_leaf_that_is_no_array_is_refused(tmp_path, name, kind):
 
 def test_a_dtype_that_safetensors_could_not_read_back_is_refused(tmp_path):
     tree = {"w": np.zeros(2, ml_dtypes.float8_e4m3fn)}
-    with pytest.raises(CheckpointError, match="'w' is float8_e4m3fn. What to do: store it as one"):
+    with pytest.raises(
+        CheckpointError, match=r"'w' is float8_e4m3fn\. What to do: store it as one"
+    ):
         fc.save_checkpoint(tmp_path / "m.safetensors", tree)
     assert not os.listdir(tmp_path)
 
