@@ -38,8 +38,8 @@ def replacing(target: Path, *, overwrite: bool) -> Iterator[Path]:
         OSError: the file system refuses; the target is as it was.
     """
     target = target.resolve()
-    check_free(target, overwrite)
     with _staging(target) as staging:
+        check_free(target, overwrite)
         new = staging / "new"
         yield new
         _open_up(new, target)

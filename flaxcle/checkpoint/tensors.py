@@ -17,6 +17,7 @@ from flaxcle.errors import CheckpointError
 from flaxcle.paths import PyTree, named_leaves
 
 _KINDS = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 bfloat16 float32 float64"
+_ONE_FILE = "pass one whole .safetensors file with arrays of 8 to 64 bits, no float8"
 
 
 def read_tensors(path: Path) -> tuple[PyTree, dict[str, str]]:
@@ -42,7 +43,7 @@ def write_tensors(path: Path, tree: PyTree, metadata: Mapping[str, str]) -> None
     """Writes the leaves of a tree by name.
 
     Raises:
-        CheckpointError: a leaf has a dtype that could not be read back.
+        CheckpointError: a leaf has a dtype that could not be read back, or the disk is full.
     """
     # The library writes the memory as it lies there, whatever the strides.
     leaves = {name: np.asarray(leaf, order="C") for name, leaf in named_leaves(tree).items()}
@@ -53,7 +54,7 @@ def write_tensors(path: Path, tree: PyTree, metadata: Mapping[str, str]) -> None
                 where=f"{name!r} is {leaf.dtype}",
                 then=f"store it as one of {_KINDS}, or in an orbax directory",
             )
-    package("safetensors.numpy").save_file(leaves, path, metadata=dict(metadata))
-
-
-_ONE_FILE = "pass one whole .safetensors file with arrays of 8 to 64 bits, no float8"
+    try:
+        package("safetensors.numpy").save_file(leaves, path, metadata=dict(metadata))
+    except package("safetensors").SafetensorError as error:
+        raise CheckpointError("can't write this safetensors file", where=str(error)) from error

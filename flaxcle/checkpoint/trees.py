@@ -68,7 +68,8 @@ def grafted(like: PyTree, tree: PyTree) -> PyTree:
     Raises:
         CheckpointError: names, shapes or dtypes differ.
     """
-    wanted, found = named_leaves(like), _without_boxes(named_leaves(tree))
+    wanted, stored = named_leaves(like), named_leaves(tree)
+    found = {_unboxed_name(path, wanted): leaf for path, leaf in stored.items()}
     if wanted.keys() != found.keys():
         missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
         near = f"; the closest are {closest(missing[0], found)}" if missing else ""
@@ -86,9 +87,10 @@ def _is_box(node: Any) -> bool:
     return [path for path, _ in inside] == [_IN_A_BOX] and jax.tree_util.all_leaves([inside[0][1]])
 
 
-def _without_boxes(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Names without the last part that other programs store for a box."""
-    return {path.removesuffix("/value"): leaf for path, leaf in leaves.items()}
+def _unboxed_name(path: str, wanted: Mapping[str, Any]) -> str:
+    """The name without the last part that other programs store for a box."""
+    name = path.removesuffix("/value")
+    return name if name in wanted else path
 
 
 def _placed(path: str, like: Any, leaf: Any) -> Any:

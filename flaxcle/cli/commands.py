@@ -10,7 +10,6 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from flaxcle.cli.weights import mirrors, rescaled, unexplained
 from flaxcle.discover import check_spec, find_spec
 from flaxcle.errors import CheckpointError, ConfigError
 from flaxcle.solve import solve
-from flaxcle.spec import Spec, check_fit
+from flaxcle.spec import Scales, Spec, check_fit
 from flaxcle.verify import verify as verify_outputs
 
 
@@ -47,11 +46,8 @@ def show_spec(arguments: Namespace) -> bool:
 
 def equalize(arguments: Namespace) -> bool:
     """`flaxcle equalize`."""
-    if arguments.undo and (arguments.spec or arguments.model or arguments.power_of_two):
-        raise ConfigError(
-            "--undo uses what is stored in the checkpoint",
-            then="leave out --spec, --model and --power-of-two",
-        )
+    if arguments.undo:
+        _refuse_options(arguments, "spec", "model", "power_of_two")
     check_target(Path(arguments.output), arguments.force)
     with progress(4) as step:
         step(f"reading {arguments.checkpoint}")
@@ -90,17 +86,31 @@ def report(arguments: Namespace) -> bool:
         step(f"reading {arguments.checkpoint}")
         source = load_checkpoint(arguments.checkpoint)
         if source.scales is None:
-            before, after = source, _with_scales(source, _spec(arguments, source, step), False)
+            spec = _spec(arguments, source, step)
+            scales = solve(source.params, spec)
+            before, after = source.params, rescaled(source.params, scales, spec)
         else:
-            before, after = _undone(source, step), source
+            _refuse_options(arguments, "spec", "model")
+            scales, spec = _stored(source)
+            before, after = rescaled(source.params, scales, spec, inverse=True), source.params
         step("measuring")
-        layers = layer_table(before.params, after.params, after.spec)
-        groups = group_table(after.scales, after.spec)
+        layers, groups = layer_table(before, after, spec), group_table(scales, spec)
     if arguments.json:
         _say(json.dumps({"layers": list(layers), "groups": list(groups)}, indent=1))
     else:
         _say(f"{layers}\n\n{groups}")
     return True
+
+
+def _refuse_options(arguments: Namespace, *names: str) -> None:
+    """Where stored scales are used, nothing else can decide."""
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name)]
+    if given:
+        raise ConfigError(
+            "the spec and the scales that are stored in the checkpoint are used",
+            where=arguments.checkpoint,
+            then=f"leave out {' and '.join(given)}",
+        )
 
 
 def _spec(arguments: Namespace, source: Checkpoint, step: Step) -> Spec:
@@ -134,7 +144,8 @@ def _balanced(source: Checkpoint, arguments: Namespace, step: Step) -> Checkpoin
         )
     spec = _spec(arguments, source, step)
     step("balancing")
-    result = _with_scales(source, spec, arguments.power_of_two)
+    scales = solve(source.params, spec, power_of_two=arguments.power_of_two)
+    params = rescaled(source.params, scales, spec)
     copies = mirrors(source.params, spec)
     if copies:
         sys.stderr.write(
@@ -142,27 +153,27 @@ def _balanced(source: Checkpoint, arguments: Namespace, step: Step) -> Checkpoin
             "they are; to go on training from this checkpoint, rescale them in the program with "
             "flaxcle.equalize_train_state\n"
         )
-    return result
-
-
-def _with_scales(source: Checkpoint, spec: Spec, power_of_two: bool) -> Checkpoint:
-    scales = solve(source.params, spec, power_of_two=power_of_two)
-    return replace(source, params=rescaled(source.params, scales, spec), spec=spec, scales=scales)
+    return Checkpoint(params, spec, scales, source.metadata)
 
 
 def _undone(source: Checkpoint, step: Step) -> Checkpoint:
+    scales, spec = _stored(source)
+    step("dividing by the stored scales")
+    params = rescaled(source.params, scales, spec, inverse=True)
+    return Checkpoint(params, metadata=source.metadata)
+
+
+def _stored(source: Checkpoint) -> tuple[Scales, Spec]:
     if source.scales is None or source.spec is None:
         raise CheckpointError(
             "the checkpoint holds no scales that could be undone",
             then="pass one that flaxcle equalize wrote",
         )
-    step("dividing by the stored scales")
-    params = rescaled(source.params, source.scales, source.spec, inverse=True)
-    return Checkpoint(params, metadata=source.metadata)
+    return source.scales, source.spec
 
 
 def _summary(result: Checkpoint, output: str) -> str:
-    if result.scales is None or result.spec is None:
+    if result.scales is None:
         return f"wrote {output}: the weights before equalization"
     log2 = np.concatenate([np.ravel(row) for row in result.scales.log2.values()])
     return (
@@ -192,7 +203,7 @@ def _by_scales(before: Checkpoint, after: Checkpoint) -> tuple[bool, str]:
             then="pass --model MODULE:FUNCTION",
         )
     plain, scaled = (before, after) if before.scales is None else (after, before)
-    wrong = unexplained(plain.params, scaled)
+    wrong = unexplained(plain.params, scaled.params, *_stored(scaled))
     if wrong:
         return False, f"the stored scales do not explain {_names(wrong)}"
     return True, "the weights differ by the stored scales alone"

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"flaxcle {arguments.command}: {error}\n")
         return BAD_INPUT
     except KeyboardInterrupt:
-        sys.stderr.write(f"flaxcle {arguments.command}: interrupted, nothing was replaced\n")
+        sys.stderr.write(f"flaxcle {arguments.command}: interrupted\n")
         return INTERRUPTED
     except Exception:
         traceback.print_exc()

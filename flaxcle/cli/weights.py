@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flaxcle.apply import apply_scales
-from flaxcle.checkpoint import Checkpoint
 from flaxcle.errors import CheckpointError, WeightError
 from flaxcle.paths import PyTree, dtype_of, named_leaves, shape_of, strip_collection
 from flaxcle.spec import Scales, Spec
@@ -28,25 +26,24 @@ def rescaled(params: PyTree, scales: Scales, spec: Spec, *, inverse: bool = Fals
     """
     leaves = named_leaves(params)
     for path in _scaled_paths(spec):
-        if dtype_of(leaves.get(path, 0)) == np.float64 and not jax.config.jax_enable_x64:
+        leaf = leaves.get(path, 0)
+        if jnp.result_type(leaf) != dtype_of(leaf):
             raise WeightError(
-                "JAX would narrow a leaf to float32",
-                where=f"{path!r} is float64",
+                f"JAX would narrow a leaf to {jnp.result_type(leaf)}",
+                where=f"{path!r} is {dtype_of(leaf)}",
                 then="set the environment variable JAX_ENABLE_X64=1",
             )
     return apply_scales(params, scales, spec, inverse=inverse)
 
 
-def unexplained(plain: PyTree, scaled: Checkpoint) -> list[str]:
-    """The leaves of a checkpoint that are not those of `plain` times its scales.
+def unexplained(plain: PyTree, scaled: PyTree, scales: Scales, spec: Spec) -> list[str]:
+    """The leaves of `scaled` that are not those of `plain` times the scales.
 
     Raises:
         CheckpointError: the two have different leaves.
     """
-    assert scaled.scales is not None
-    assert scaled.spec is not None
-    found = named_leaves(scaled.params)
-    expected = named_leaves(rescaled(plain, scaled.scales, scaled.spec))
+    found = named_leaves(scaled)
+    expected = named_leaves(rescaled(plain, scales, spec))
     kinds = [{p: (shape_of(x), dtype_of(x)) for p, x in e.items()} for e in (expected, found)]
     if kinds[0] != kinds[1]:
         odd = sorted({path for path, _ in kinds[0].items() ^ kinds[1].items()})
@@ -54,7 +51,7 @@ def unexplained(plain: PyTree, scaled: Checkpoint) -> list[str]:
             "the checkpoints are not those of one network",
             where=f"name, shape or dtype differ, first of {odd[0]!r}",
         )
-    moved = _scaled_paths(scaled.spec)
+    moved = _scaled_paths(spec)
     return [path for path in found if not _equal(expected[path], found[path], path in moved)]
 
 

@@ -135,6 +135,7 @@ def trees():
         "nnx.State": jax.tree.map(fill, state),
         "pure dict": jax.tree.map(fill, nnx.to_pure_dict(state)),
         "tuple": (params()["params"], [np.ones(2)]),
+        "leaves named value": {"attention": {"key": np.ones(2), "value": np.zeros(2)}},
     }
 
 

@@ -341,6 +341,7 @@ def test_report_of_an_equalized_checkpoint_is_that_of_the_plain_one(capsys, spec
     assert flaxcle(capsys, *words)[0] == 0
     code, told, err = flaxcle(capsys, "report", "out.safetensors", "--json")
     assert (code, err) == (0, "")
+    refused(capsys, "report", "out.safetensors", "--spec", "spec.json")
     found = json.loads(told)
     words = ("report", "model.safetensors", "--spec", "spec.json", "--json")
     planned = json.loads(flaxcle(capsys, *words)[1])
@@ -415,8 +416,8 @@ REFUSED = {
         "the checkpoint holds no scales that could be undone",
     ),
     "undo with a spec": (
-        ["equalize", "model.safetensors", "out.safetensors", "--undo", "--spec", "spec.json"],
-        "leave out --spec, --model and --power-of-two",
+        ["equalize", "a", "b", "--undo", "--spec", "spec.json", "--power-of-two"],
+        "the checkpoint are used: a. What to do: leave out --spec and --power-of-two",
     ),
     "a directory in the way": (
         ["equalize", "model.safetensors", ".", "--spec", "spec.json", "--force"],
@@ -457,7 +458,7 @@ def test_an_interrupt_replaces_nothing_and_has_exit_code_130(capsys, here, monke
 
     monkeypatch.setattr(commands, "solve", interrupted)
     words = ("equalize", "model.safetensors", "model.safetensors", "--spec", "spec.json", "--force")
-    told = "flaxcle equalize: interrupted, nothing was replaced\n"
+    told = "flaxcle equalize: interrupted\n"
     assert flaxcle(capsys, *words) == (130, "", told)
     assert_same(fc.load_checkpoint("model.safetensors").params, params())
 

@@ -1,4 +1,4 @@
-"""The page about the command line shows what happens: each command is typed, each output compared."""
+"""The page about the command line shows what happens: its commands are typed, outputs compared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 from flaxcle.cli import main
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "command-line.md"
-FENCE = re.compile(r"^```(?P<kind>python|console)(?: title=\"(?P<title>.*)\")?\n(?P<body>.*?)^```$", re.M | re.S)
+FENCE = re.compile(
+    r"^```(?P<kind>python|console)(?: title=\"(?P<title>.*)\")?\n(?P<body>.*?)^```$", re.M | re.S
+)
 
 
 def shown(capsys, command):
