@@ -71,6 +71,7 @@ def replaced_in_child(target: Path, text: str, is_folder: bool, call: int | None
 
 def trials(folder: Path, is_folder: bool, exchanged: bool) -> None:
     """Kills at every call in turn, until the replacement runs to its end."""
+    folder.mkdir()
     target, call, killed = folder / "target", 0, signal.SIGKILL
     while killed:
         write(target, "old", is_folder)
@@ -96,9 +97,7 @@ def trials(folder: Path, is_folder: bool, exchanged: bool) -> None:
 if __name__ == "__main__":
     os.fsync = lambda descriptor: None  # it matters when the power fails, not the process
     here = Path(sys.argv[1])
-    for is_folder in (False, True):
-        trials(here, is_folder, True)
-        replaced = here / "target"
-        replaced.unlink() if replaced.is_file() else None
+    trials(here / "file", False, True)
+    trials(here / "exchanged", True, True)
     replace._exchange = lambda one, two: False
-    trials(here, True, False)
+    trials(here / "renamed", True, False)

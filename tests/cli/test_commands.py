@@ -511,6 +511,15 @@ def test_progress_is_shown_on_a_terminal_alone_and_on_stderr(capsys, monkeypatch
     assert "measuring" in shown[2]
 
 
+@pytest.mark.parametrize(
+    ("module", "extra"), [("rich.console", "cli"), ("safetensors", "checkpoint")]
+)
+def test_a_missing_package_is_named_with_its_extra(capsys, monkeypatch, module, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    told = refused(capsys, "report", "model.safetensors", "--spec", "spec.json")
+    assert f"pip install 'flaxcle[{extra}]'" in told
+
+
 def test_the_installed_script_is_this_function():
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8")
     module, _, name = tomllib.loads(text)["project"]["scripts"]["flaxcle"].partition(":")
