@@ -89,6 +89,8 @@ def here(tmp_path, monkeypatch, spec):
     (tmp_path / "spec.json").write_text(spec.to_json(), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):  # they make rich draw bars into files
+        monkeypatch.delenv(name, raising=False)
     fc.save_checkpoint("model.safetensors", params(), metadata={"format": "pt"})
     return tmp_path
 
