@@ -27,6 +27,7 @@ exit codes:
   3  unexpected: the model's code or flaxcle raised, with a traceback
   130  interrupted
 """
+_CHECKPOINT = "orbax directory or .safetensors file"
 _MODEL = """\
 MODULE:FUNCTION of the network. The function is called without arguments and returns
 (fn, inputs): fn(params, *inputs) is the network, params the tree in the checkpoint, inputs a tuple
@@ -94,33 +95,10 @@ def parser() -> ArgumentParser:
     """The whole command line."""
     top = _Parser(prog="flaxcle", description=_ABOUT, epilog=_CODES)
     added = top.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
-
-    spec = _command(added, "spec", commands.show_spec, "find, check or show a spec", _SPEC)
-    spec.add_argument("checkpoint", help="orbax directory or .safetensors file")
-    _add_spec(spec)
-    spec.add_argument("--output", metavar="FILE", help="write the spec there as JSON")
-    _add_force(spec)
-
-    text = "balance the channels, or undo it"
-    equalize = _command(added, "equalize", commands.equalize, text, _EQUALIZE)
-    equalize.add_argument("checkpoint", help="orbax directory or .safetensors file")
-    equalize.add_argument("output", help="where to write: a .safetensors file, or a directory")
-    _add_spec(equalize)
-    text = "scales are powers of two: nothing is rounded, and --undo restores every bit"
-    equalize.add_argument("--power-of-two", action="store_true", help=text)
-    text = "divide by the scales that are stored in the checkpoint"
-    equalize.add_argument("--undo", action="store_true", help=text)
-    _add_force(equalize)
-
-    verify = _command(added, "verify", commands.verify, "compare two checkpoints", _VERIFY)
-    verify.add_argument("before", help="orbax directory or .safetensors file")
-    verify.add_argument("after", help="the same network, equalized")
-    verify.add_argument("--model", metavar="MODULE:FUNCTION", help=_MODEL)
-
-    report = _command(added, "report", commands.report, "ranges before and after", _REPORT)
-    report.add_argument("checkpoint", help="orbax directory or .safetensors file")
-    _add_spec(report)
-    report.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    _add_show_spec(added)
+    _add_equalize(added)
+    _add_verify(added)
+    _add_report(added)
     return top
 
 
@@ -129,6 +107,41 @@ class _Parser(ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=RawDescriptionHelpFormatter, **options)
+
+
+def _add_show_spec(added: Any) -> None:
+    command = _command(added, "spec", commands.show_spec, "find, check or show a spec", _SPEC)
+    command.add_argument("checkpoint", help=_CHECKPOINT)
+    _add_spec(command)
+    command.add_argument("--output", metavar="FILE", help="write the spec there as JSON")
+    _add_force(command)
+
+
+def _add_equalize(added: Any) -> None:
+    about = "balance the channels, or undo it"
+    command = _command(added, "equalize", commands.equalize, about, _EQUALIZE)
+    command.add_argument("checkpoint", help=_CHECKPOINT)
+    command.add_argument("output", help="where to write: a .safetensors file, or a directory")
+    _add_spec(command)
+    exact = "scales are powers of two: nothing is rounded, and --undo restores every bit"
+    command.add_argument("--power-of-two", action="store_true", help=exact)
+    undo = "divide by the scales that are stored in the checkpoint"
+    command.add_argument("--undo", action="store_true", help=undo)
+    _add_force(command)
+
+
+def _add_verify(added: Any) -> None:
+    command = _command(added, "verify", commands.verify, "compare two checkpoints", _VERIFY)
+    command.add_argument("before", help=_CHECKPOINT)
+    command.add_argument("after", help="the same network, equalized")
+    command.add_argument("--model", metavar="MODULE:FUNCTION", help=_MODEL)
+
+
+def _add_report(added: Any) -> None:
+    command = _command(added, "report", commands.report, "ranges before and after", _REPORT)
+    command.add_argument("checkpoint", help=_CHECKPOINT)
+    _add_spec(command)
+    command.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
 def _command(added: Any, name: str, run: Any, text: str, examples: str) -> ArgumentParser:
@@ -140,10 +153,10 @@ def _command(added: Any, name: str, run: Any, text: str, examples: str) -> Argum
 
 
 def _add_spec(command: ArgumentParser) -> None:
-    text = "a spec as JSON (flaxcle spec --output, Spec.to_json)"
-    command.add_argument("--spec", metavar="FILE", help=f"{text}; default: the stored one")
-    text = "; finds the spec, or with --spec checks it"
-    command.add_argument("--model", metavar="MODULE:FUNCTION", help=_MODEL + text)
+    file = "a spec as JSON (flaxcle spec --output, Spec.to_json); default: the stored one"
+    command.add_argument("--spec", metavar="FILE", help=file)
+    model = f"{_MODEL}; finds the spec, or with --spec checks it"
+    command.add_argument("--model", metavar="MODULE:FUNCTION", help=model)
 
 
 def _add_force(command: ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import flaxcle as fc
 from flaxcle.cli import commands, main
@@ -145,6 +146,39 @@ def test_a_model_may_leave_out_what_it_does_not_need(capsys, spec, function):
     assert flaxcle(capsys, *words)[0] == 0
     found = fc.Spec.from_json(Path("s.json").read_text("utf-8"))
     assert [group.sites for group in found.groups] == [group.sites for group in spec.groups]
+
+
+NNX_MODEL = """
+import numpy as np
+from flax import nnx
+
+RNGS = nnx.Rngs(0)
+MODEL = nnx.Sequential(nnx.Linear(3, 8, rngs=RNGS), nnx.relu, nnx.Linear(8, 2, rngs=RNGS))
+
+
+def network():
+    graph, _ = nnx.split(MODEL)
+
+    def fn(params, x):
+        return nnx.merge(graph, nnx.restore_int_paths(params))(x)
+
+    return fn, (np.ones((4, 3), np.float32),)
+"""
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_nnx_model_is_put_together_from_its_checkpoint(capsys, here, name):
+    (here / "cli_nnx.py").write_text(NNX_MODEL, encoding="utf-8")
+    importlib.invalidate_caches()
+    sys.path.insert(0, str(here))
+    model = importlib.import_module("cli_nnx").MODEL
+    fc.save_checkpoint(named("nnx", name), nnx.state(model))
+    words = (named("nnx", name), named("out", name))
+    assert (
+        flaxcle(capsys, "equalize", *words, "--model", "cli_nnx:network", "--power-of-two")[0] == 0
+    )
+    told = "equivalent: all outputs are the same bit for bit\n"
+    assert flaxcle(capsys, "verify", *words, "--model", "cli_nnx:network") == (0, told, "")
 
 
 def test_the_module_is_found_in_the_working_directory(capsys, here):
