@@ -14,7 +14,7 @@ import numpy as np
 from flaxcle.checkpoint.extras import package
 from flaxcle.checkpoint.trees import nested
 from flaxcle.errors import CheckpointError
-from flaxcle.paths import PyTree, named_leaves
+from flaxcle.paths import PyTree, dtype_of, named_leaves
 
 _KINDS = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 bfloat16 float32 float64"
 _ONE_FILE = "pass one whole .safetensors file with arrays of 8 to 64 bits, no float8"
@@ -45,8 +45,12 @@ def write_tensors(path: Path, tree: PyTree, metadata: Mapping[str, str]) -> None
     Raises:
         CheckpointError: a leaf has a dtype that could not be read back, or the disk is full.
     """
-    # The library writes the memory as it lies there, whatever the strides.
-    leaves = {name: np.asarray(leaf, order="C") for name, leaf in named_leaves(tree).items()}
+    # The library writes the memory as it lies there, whatever the strides. Numbers get the dtype
+    # that they have in JAX, not NumPy's wide one.
+    leaves = {
+        name: np.asarray(leaf, dtype_of(leaf), order="C")
+        for name, leaf in named_leaves(tree).items()
+    }
     for name, leaf in leaves.items():
         if leaf.dtype.name not in _KINDS.split():
             raise CheckpointError(

@@ -165,6 +165,20 @@ def test_orbax_restores_what_is_saved(tmp_path):
 
 
 @pytest.mark.parametrize("name", KINDS)
+def test_like_may_be_abstract_where_numbers_were_stored(tmp_path, name):
+    tree = {"step": 3, "rate": 0.5, "w": np.ones(2, np.float32)}
+    fc.save_checkpoint(tmp_path / name, tree)
+    assert_same(fc.load_checkpoint(tmp_path / name, like=tree).params, tree)
+    abstract = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, tree))
+    found = fc.load_checkpoint(tmp_path / name, like=abstract).params
+    assert {key: np.asarray(leaf).tolist() for key, leaf in found.items()} == {
+        "step": 3,
+        "rate": 0.5,
+        "w": [1.0, 1.0],
+    }
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_like_places_leaves_on_its_shardings(tmp_path, name):
     mesh = Mesh(np.array(jax.devices()[:2]), ("x",))
     place = NamedSharding(mesh, PartitionSpec("x"))
