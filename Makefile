@@ -65,7 +65,7 @@ clean:
 	@echo "Creating .venv-oldest with the oldest supported jax"
 	@rm -rf .venv-oldest
 	@$(PYTHON) -m venv .venv-oldest
-	@$(OLDEST)/python $(PIP) -c constraints-oldest.txt -e . pytest
+	@$(OLDEST)/python $(PIP) -c constraints-oldest.txt -e '.[cli]' pytest
 	@touch $@
 
 .venv-newest/newest.done: pyproject.toml constraints-newest.txt

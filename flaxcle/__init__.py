@@ -12,6 +12,9 @@ from flaxcle.bias import absorb_bias as absorb_bias
 from flaxcle.bias import absorbable as absorbable
 from flaxcle.bias import correct_bias as correct_bias
 from flaxcle.bias import correct_bias_analytic as correct_bias_analytic
+from flaxcle.checkpoint import Checkpoint as Checkpoint
+from flaxcle.checkpoint import load_checkpoint as load_checkpoint
+from flaxcle.checkpoint import save_checkpoint as save_checkpoint
 from flaxcle.clips import expose_clips as expose_clips
 from flaxcle.compare import compare as compare
 from flaxcle.compare import sqnr as sqnr

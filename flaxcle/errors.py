@@ -59,6 +59,10 @@ class CalibrationError(FlaxcleError):
     """Calibration data are missing, or don't belong to this function."""
 
 
+class CheckpointError(FlaxcleError):
+    """A checkpoint is missing, unreadable, of another network, or in the way of a new one."""
+
+
 def closest(name: str, known: Iterable[str], count: int = 3) -> str:
     """The known names most like `name`, quoted, for the 'what to do' part of a message.
 

@@ -30,14 +30,14 @@ LEVELS = (
     ("bias", "rounding"),
     ("learn", "distill"),
     ("recipe",),
-    ("verify", "compare", "analysis", "report", "plot", "cli"),
+    ("verify", "compare", "analysis", "report", "plot", "checkpoint", "cli"),
     ("__init__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 DECLARED_CORE = ("spec", "solve", "apply")
 ANALYSIS = {"jaxpr", "rules", "discover"}
 JAX_INSIDES = ("jax.extend", "jax.core", "jax._src")
-EXTRAS = ("matplotlib", "pandas", "rich")
+EXTRAS = ("matplotlib", "pandas", "rich", "safetensors")
 
 
 def module_name(file: Path) -> str:

@@ -1,22 +1,28 @@
-"""Specs as JSON text: one row a line, so that a diff shows which row changed.
+"""Specs and scales as JSON text: one row a line, so that a diff shows which row changed.
 
     {"flaxcle_spec": 1, "groups": [{"name", "shape", "held", "sites": [{"path", "axes", "power",
      "index"?: {"shape", "runs"}}]}], "blocked": [...], "unused": [...]}
+    {"flaxcle_scales": 1, "residual", "sweeps", "groups": [{"name", "shape", "log2", "kept"?}]}
 
-Powers are text ("-1", "1/2"), indices are runs. The invariant: `spec_from_json(spec_to_json(s))`
-equals `s`, and text that says anything else than version 1 does is refused.
+Powers are text ("-1", "1/2"), indices are runs, `kept` lists positions. The invariant: reading what
+was written gives an equal object, and text that says anything else than version 1 does is refused.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from fractions import Fraction
 from typing import Any, NoReturn
 
+import jax.numpy as jnp
+import numpy as np
+
 from flaxcle.errors import SpecError
 from flaxcle.spec.index import Index, Run
+from flaxcle.spec.scales import Scales
 from flaxcle.spec.table import Blocked, Group, Site, Spec
 
 VERSION = 1
@@ -40,25 +46,86 @@ def spec_from_json(text: str) -> Spec:
     Raises:
         SpecError: the text is no JSON, of another version, or lacks fields; the place is named.
     """
-    try:
-        data = json.loads(text)
-    except (json.JSONDecodeError, TypeError) as error:
-        raise SpecError(
-            "the text of a spec is not JSON", where=str(error), then="pass what Spec.to_json wrote"
-        ) from error
-    version = data.get("flaxcle_spec") if isinstance(data, dict) else None
-    if type(version) is not int or version != VERSION:
-        raise SpecError(
-            f"can't read a spec of version {version!r}",
-            where=f"this flaxcle reads version {VERSION}, field 'flaxcle_spec'",
-            then="pass what Spec.to_json wrote, or update flaxcle",
-        )
+    data = _versioned(text, "a spec")
     data = _record(data, "the spec", flaxcle_spec=int, groups=list, blocked=list, unused=list)
     return Spec(
         tuple(_group(row, f"groups[{i}]") for i, row in enumerate(data["groups"])),
         tuple(_blocked(row, f"blocked[{i}]") for i, row in enumerate(data["blocked"])),
         tuple(_typed(path, str, f"unused[{i}]") for i, path in enumerate(data["unused"])),
     )
+
+
+def scales_to_json(scales: Scales) -> str:
+    """The scales as JSON text; `Scales.to_json` documents it."""
+    rows = (json.dumps(_scale_data(scales, name)) for name in scales.log2)
+    parts = [
+        f'"flaxcle_scales": {VERSION}',
+        f'"residual": {_shortest(scales.residual)}',
+        f'"sweeps": {int(scales.sweeps)}',
+        f'"groups": {_rows(rows, 1)}',
+    ]
+    return "{\n  " + ",\n  ".join(parts) + "\n}\n"
+
+
+def scales_from_json(text: str) -> Scales:
+    """The scales that `scales_to_json` wrote.
+
+    Raises:
+        SpecError: the text is no JSON, of another version, or lacks fields; the place is named.
+    """
+    data = _versioned(text, "scales")
+    types = {"flaxcle_scales": int, "residual": float, "sweeps": int, "groups": list}
+    data = _record(data, "the scales", **types)
+    log2, kept = {}, {}
+    for i, row in enumerate(data["groups"]):
+        name, log2[name], positions = _scale(row, f"groups[{i}]")
+        if positions is not None:
+            flags = np.isin(np.arange(log2[name].size), positions)
+            kept[name] = jnp.asarray(flags.reshape(log2[name].shape))
+    return Scales(log2, kept, data["residual"], data["sweeps"])
+
+
+def _scale_data(scales: Scales, name: str) -> dict[str, Any]:
+    log2 = np.asarray(scales.log2[name], np.float32)
+    row = {"name": name, "shape": log2.shape, "log2": [_shortest(x) for x in log2.ravel()]}
+    if name in scales.kept:
+        row["kept"] = np.flatnonzero(np.asarray(scales.kept[name])).tolist()
+    return row
+
+
+def _shortest(number: Any) -> float:
+    """The shortest decimal number that is this float32."""
+    return float(str(np.float32(number)))
+
+
+def _scale(row: Any, where: str) -> tuple[str, Any, tuple[int, ...] | None]:
+    """Name, log2 scales and kept positions of a group."""
+    optional = {"kept": list} if isinstance(row, dict) and "kept" in row else {}
+    row = _record(row, where, name=str, shape=list, log2=list, **optional)
+    shape = _integers(row["shape"], f"{where}.shape")
+    values = [_typed(x, float, f"{where}.log2") for x in row["log2"]]
+    if len(values) != math.prod(shape) or not all(map(math.isfinite, values)):
+        _refuse(f"{where}.log2", f"{math.prod(shape)} finite numbers")
+    kept = _integers(row["kept"], f"{where}.kept") if optional else None
+    return row["name"], jnp.asarray(np.array(values, np.float32).reshape(shape)), kept
+
+
+def _versioned(text: str, kind: str) -> dict[str, Any]:
+    """The JSON object of a text that says version 1 of a kind: `a spec` or `scales`."""
+    name = kind.split()[-1]
+    wrote = f"pass what {name.title()}.to_json wrote"
+    try:
+        data = json.loads(text)
+    except (json.JSONDecodeError, TypeError) as error:
+        raise SpecError(f"the text of {kind} is not JSON", where=str(error), then=wrote) from error
+    version = data.get(f"flaxcle_{name}") if isinstance(data, dict) else None
+    if type(version) is not int or version != VERSION:
+        raise SpecError(
+            f"can't read {kind} of version {version!r}",
+            where=f"this flaxcle reads version {VERSION}, field 'flaxcle_{name}'",
+            then=f"{wrote}, or update flaxcle",
+        )
+    return data
 
 
 def _rows(rows: Any, depth: int) -> str:
@@ -133,7 +200,7 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
 
 def _refuse(where: str, wanted: str) -> NoReturn:
     raise SpecError(
-        "a field of the spec is missing or malformed",
+        "a field of the text is missing or malformed",
         where=f"{where} must be {wanted}",
-        then="pass what Spec.to_json wrote",
+        then="pass what to_json wrote",
     )

@@ -42,3 +42,36 @@ class Scales:
     def __getitem__(self, name: str) -> jax.Array:
         """The linear scales of a group."""
         return jnp.exp2(self.log2[name])
+
+    def to_json(self) -> str:
+        """The scales as JSON text, to store beside a checkpoint, exact to the bit.
+
+        Example:
+            >>> print(Scales({"a -> b": jnp.array([1.0, -0.5])}).to_json())
+            {
+              "flaxcle_scales": 1,
+              "residual": 0.0,
+              "sweeps": 0,
+              "groups": [
+                {"name": "a -> b", "shape": [2], "log2": [1.0, -0.5]}
+              ]
+            }
+        """
+        from flaxcle.spec.json import scales_to_json  # noqa: PLC0415  (json reads scales)
+
+        return scales_to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Scales:
+        """The scales that `to_json` wrote.
+
+        Raises:
+            SpecError: the text is not that of scales of a version that this flaxcle reads.
+
+        Example:
+            >>> Scales.from_json(Scales({"a": jnp.array([3.0])}).to_json())["a"].tolist()
+            [8.0]
+        """
+        from flaxcle.spec.json import scales_from_json  # noqa: PLC0415  (json builds scales)
+
+        return scales_from_json(text)
