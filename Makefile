@@ -13,7 +13,7 @@ OLDEST := .venv-oldest/bin
 NEWEST := .venv-newest/bin
 PIP := -m pip --disable-pip-version-check install -qq
 
-.PHONY: help demo test check bench docs test-oldest test-newest clean
+.PHONY: help demo test check bench bench-rivals docs test-oldest test-newest clean
 .NOTPARALLEL:
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make test         the test suite (JOBS=auto processes)"
 	@echo "make check        format, lint, types, documentation"
 	@echo "make bench        timings next to NumPy and to a plain copy of the parameters"
+	@echo "make bench-rivals the same weights equalized by AIMET, Brevitas and PPQ"
 	@echo "make docs         the documentation as a site in site/"
 	@echo "make test-oldest  a smoke run on the oldest supported jax"
 	@echo "make test-newest  the test suite on the newest jax, which needs Python 3.12"
@@ -42,6 +43,9 @@ check: .venv/dev.done .venv/docs.done
 bench: .venv/dev.done .venv/bench.done
 	$(BIN)/python -m benchmarks
 
+bench-rivals: .venv/dev.done .venv/bench.done .venv-rivals/rivals.done
+	$(BIN)/python benchmarks/rivals/bench.py .venv-rivals
+
 docs: .venv/docs.done
 	$(BIN)/mkdocs build --quiet --strict
 	@echo "Open site/index.html"
@@ -53,12 +57,23 @@ test-newest: .venv-newest/newest.done
 	$(NEWEST)/python -m pytest -q -n $(JOBS)
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest .pytest_cache .ruff_cache .hypothesis site
+	rm -rf .venv .venv-oldest .venv-newest .venv-rivals .pytest_cache .ruff_cache .hypothesis site
 
 .venv/%.done: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "Creating .venv"; $(PYTHON) -m venv .venv; }
 	@echo "Installing flaxcle[$*] into .venv"
 	@$(BIN)/python $(PIP) -c constraints.txt -e '.[$*]'
+	@touch $@
+
+# Each rival has its own environment; torch comes first where there is a build for CPUs alone.
+.venv-rivals/rivals.done:
+	@for rival in brevitas aimet ppq; do \
+		$(PYTHON) -m venv .venv-rivals/$$rival && \
+		.venv-rivals/$$rival/bin/python $(PIP) torch==2.13.0 'setuptools<81' || exit 1; \
+	done
+	@.venv-rivals/brevitas/bin/python $(PIP) brevitas==0.13.4 onnx onnxscript
+	@.venv-rivals/aimet/bin/python $(PIP) aimet-onnx==2.42.0
+	@.venv-rivals/ppq/bin/python $(PIP) ppq==0.6.6 'numpy<2' protobuf==3.20.3 onnx==1.15.0
 	@touch $@
 
 .venv-oldest/oldest.done: pyproject.toml constraints-oldest.txt

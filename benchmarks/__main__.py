@@ -8,5 +8,5 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-for script in ("equalize.py", "discover.py"):
+for script in ("speed.py", "simulation.py", "discover.py"):
     runpy.run_path(str(Path(__file__).with_name(script)), run_name="__main__")

@@ -74,6 +74,9 @@ def measure(network: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     workload, data = workloads(0)[network](jnp.float32), options.folder / "data"
     data.mkdir(exist_ok=True)
     write(network, workload, data)
+    torch = str(options.folder / "brevitas" / "bin" / "python")
+    command = [torch, str(HERE / "torch_networks.py"), network, str(data)]
+    subprocess.run(command, check=True, capture_output=True)
     rows = []
     for threads in options.threads:
         for script, folder in TOOLS.items():

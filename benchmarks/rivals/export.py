@@ -1,7 +1,5 @@
 """The folded networks as files for the rivals, and a rival's weights back as params.
 
-    python benchmarks/rivals/export.py FOLDER
-
 One file a network: `weight<i>` in PyTorch's layout and `bias<i>`, in the order of the layers.
 """
 
@@ -21,7 +19,7 @@ from flaxcle.rounding.readers import find_readers
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from workloads import Workload, workloads
+from workloads import Workload
 
 NETWORKS = ("mobilenet_v2", "lite0", "resnet50")
 
@@ -68,15 +66,3 @@ def read(file: Path, workload: Workload) -> Any:
             new[path] = from_torch(arrays[f"weight{number}"])
             new[bias_of(path, leaves)] = arrays[f"bias{number}"]
     return map_named(lambda path, leaf: jnp.asarray(new.get(path, leaf)), workload.params)
-
-
-def main() -> None:
-    folder = Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
-    known = workloads(0)
-    for name in NETWORKS:
-        write(name, known[name](jnp.float32), folder)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,11 +1,14 @@
 """The folded networks in PyTorch, with the weights that `export.py` wrote.
 
+    python benchmarks/rivals/torch_networks.py NETWORK FOLDER     writes FOLDER/NETWORK.onnx
+
 Layers are made in the order in which data meet them, which is the order of the arrays in the file.
 ReLU stands for ReLU6, as the rivals' own preparation makes it, or they would find hardly any pair.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -114,10 +117,11 @@ def load(name: str, folder: Path) -> nn.Module:
     return module
 
 
-def export_onnx(name: str, folder: Path) -> Path:
+def export_onnx(name: str, folder: Path) -> None:
     """The same as an ONNX file."""
-    path = folder / f"{name}.onnx"
-    if not path.exists():
-        x = torch.zeros(1, 3, 224, 224)
-        torch.onnx.export(load(name, folder), (x,), str(path), opset_version=13, dynamo=False)
-    return path
+    target, x = str(folder / f"{name}.onnx"), torch.zeros(1, 3, 224, 224)
+    torch.onnx.export(load(name, folder), (x,), target, opset_version=13, dynamo=False)
+
+
+if __name__ == "__main__":
+    export_onnx(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,42 @@
+"""AIMET for ONNX: its one call for cross-layer equalization, a single sweep over its pairs."""
+
+from __future__ import annotations
+
+import copy
+import os
+from importlib.metadata import version
+from typing import Any
+
+from common import arguments, run
+from onnx_weights import load, weighted
+
+chosen = arguments()
+os.environ["OMP_NUM_THREADS"] = str(chosen.threads)
+
+from aimet_onnx.cross_layer_equalization import CrossLayerScaling, equalize_model  # noqa: E402
+
+network = load(chosen.network, chosen.folder)
+
+
+def equalized(model: Any) -> Any:
+    """The model itself, which the call changes in place."""
+    equalize_model(model)
+    return model
+
+
+def pairs(_: Any) -> int:
+    """How many pairs of layers it scales."""
+    sets = CrossLayerScaling(copy.deepcopy(network)).scale_model()
+    return sum(len(one.cls_pair_info_list) for one in sets)
+
+
+run(
+    "aimet-onnx",
+    lambda: copy.deepcopy(network),
+    equalized,
+    weighted,
+    chosen,
+    version=version("aimet-onnx"),
+    pairs=pairs,
+    sweeps=1,
+)
