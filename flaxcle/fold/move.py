@@ -4,7 +4,7 @@
                                   b := b - m/d g
 
 so that `(x - m/d) r s + b` is the same function of the layer's input. The invariant: a norm that is
-already folded has g = 1 and m = 0 exactly, and nothing changes.
+already folded has g = 1 and m = 0, for d = 1 exactly, and nothing changes.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _spread(row: jax.Array, layout: Layout, shape: tuple[int, ...], scans: int) 
 def unit_variance(norm: Norm, leaf: Any) -> Any:
     """The variance v for which v / divisor + eps is 1 in the arithmetic of the network.
 
-    In float32 and float64 that is exact; a bfloat16 variance comes as near as it can.
+    In float32 and float64 that is exact for a divisor of 1; else it comes as near as it can.
     """
     kind, sum_kind = dtype_of(leaf), jnp.dtype(norm.dtype)
     eps = np.asarray(norm.eps).astype(sum_kind)
