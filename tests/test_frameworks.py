@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import flaxcle as fc
 from flaxcle.errors import FoldError, TraceError
-from flaxcle.paths import named_leaves
+from flaxcle.paths import map_named, named_leaves
 from zoo.base import draw
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5, 5, 3)), jnp.float32)
@@ -270,7 +270,7 @@ def test_scales_keep_function_and_wrapping(name):
     scales = fc.Scales({group.name: jnp.full(group.shape, 3.0) for group in spec.groups})
     moved = fc.apply_scales(params, scales, spec)
     assert fc.verify(fn, params, moved, X).identical
-    assert len(changed(params, moved)) >= 6
+    assert len(changed(params, moved)) >= 5
     same_wrapping(moved, params)
 
 
@@ -325,7 +325,8 @@ def test_boxes_keep_their_names():
 
 def test_equalize_inside_nnx_jit_updates_the_module():
     model = nnx_net()
-    graphdef, state = nnx.split(model)
+    graphdef, shared = nnx.split(model)
+    state = jax.tree.map(jnp.copy, shared)  # else the model's own variables, which change below
     fn = lambda state, x: nnx.merge(graphdef, state)(x)  # noqa: E731
     spec = fc.Spec.from_pairs([("depthwise", "heads/0")], state)
     key = plain(state["dropout"]["rngs"]["key"][...])
@@ -347,19 +348,18 @@ def test_equalize_inside_nnx_jit_updates_the_module():
 def test_partitioned_leaves_keep_their_sharding():
     _, params, spec = exposed("Linen Partitioned")
     mesh = jax.make_mesh((2,), ("model",), devices=jax.devices()[:2])
-    specs = nn.get_partition_spec(params)
-    places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-    placed = jax.tree.map(jax.device_put, params, places)
-    kernel = named_leaves(placed)["params/stem/kernel"]
-    assert kernel.sharding.spec == PartitionSpec(None, None, None, "model")
+    split = NamedSharding(mesh, PartitionSpec(None, None, None, "model"))
+    whole = NamedSharding(mesh, PartitionSpec())
+    place = lambda path: split if path == "params/stem/kernel" else whole  # noqa: E731
+    placed = map_named(lambda path, leaf: jax.device_put(leaf, place(path)), params)
     for path, leaf in named_leaves(fc.equalize(placed, spec)).items():
-        assert leaf.sharding == named_leaves(placed)[path].sharding, path
+        assert leaf.sharding.is_equivalent_to(place(path), leaf.ndim), path
 
 
 def test_a_whole_equinox_model_is_equalized_but_not_traced():
     model = equinox_model("ema")
     arrays, rest = eqx.partition(model, eqx.is_inexact_array)
-    spec = fc.Spec.from_pairs([("stem", "norm", "depthwise")], arrays)
+    spec = fc.Spec.from_pairs([("depthwise", "head")], arrays)
     whole = eqx.filter_jit(partial(fc.equalize, spec=spec, power_of_two=True))(model)
     parts = eqx.combine(fc.equalize(arrays, spec, power_of_two=True), rest)
     assert eqx.tree_equal(whole, parts)
