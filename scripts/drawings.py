@@ -72,7 +72,7 @@ def orbit(left: float, top: float, size: float) -> Iterator[str]:
     yield line(left, bottom, right, top, GREY, 'stroke-dasharray="5 5"')
     yield text(right - 6, top - 8, "equal ranges", "small middle")
     yield line(left + 20, top + 20, right - 20, bottom - 20, INK, 'stroke-width="2.5"')
-    yield text(left + 46, top + 34, "all one function", "small", 45)
+    yield text(left + 38, top + 26, "all one function", "small", 45)
     yield dot(right - 42, bottom - 42, 8, MADE)
     yield text(right - 30, bottom - 50, "as trained", "bold made")
     yield dot(left + size / 2, middle, 8, READ)
@@ -101,25 +101,31 @@ def collapse() -> Iterator[str]:
     """Two channels on one grid, before and after; drawn with 4 bits."""
     large, small = (-6.9, -3.7, 1.6, 4.8, 7.0), (-0.42, -0.21, 0.12, 0.30, 0.38)
     for k, (title, scales, color) in enumerate(
-        (("before: one step for both channels", (1, 1), MADE), ("after", (0.25, 4.1), READ))
+        (
+            ("before: one step for both channels", (1, 1), MADE),
+            ("after: the kernel that reads them makes up for it", (0.25, 4.1), READ),
+        )
     ):
-        left = 130 + 520 * k
+        left, top = 130, 190 * k
         channels = [[w * s for w in ws] for ws, s in zip((large, small), scales, strict=True)]
         step = max(abs(w) for ws in channels for w in ws) / 7
-        yield text(left, 34, title, f"bold {'made' if k == 0 else 'read'}")
+        yield text(left, top + 34, title, f"bold {'made' if k == 0 else 'read'}")
         for row, weights in enumerate(channels):
-            yield from grid_row(left, 96 + 84 * row, f"channel {row + 1}", weights, step, color)
-    yield text(130, 232, "○ the weight    ● what is left of it", "small")
-    yield text(650, 232, "the kernel that reads the channels makes up for it", "small")
+            yield from grid_row(
+                left, top + 86 + 64 * row, f"channel {row + 1}", weights, step, color
+            )
+    yield text(130, 390, "○ the weight, ● what is left of it", "small")
 
 
 def main() -> None:
     """Writes all pictures."""
-    symmetry = [*network(60, 70), *orbit(630, 50, 220)]
-    title = "A factor moves through a ReLU, and where it leads"
-    (IMAGES / "scale_symmetry.svg").write_text(picture(920, 330, title, symmetry), "utf-8")
-    title = "Two channels on one integer grid, before and after equalization"
-    (IMAGES / "one_grid.svg").write_text(picture(1090, 256, title, [*collapse()]), "utf-8")
+    for name, width, height, title, parts in (
+        ("one_channel", 520, 330, "A factor moves through a ReLU", network(40, 70)),
+        ("orbit", 350, 330, "All the ranges that one scale reaches", orbit(60, 50, 220)),
+        ("one_grid", 560, 406, "Two channels on one integer grid", collapse()),
+    ):
+        path = IMAGES / f"{name}.svg"
+        path.write_text(picture(width, height, title, [*parts]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r"^(?P<indent> *)```(?P<info>.*)\n(?P<body>(?:.*\n)*?)(?P=indent)```$", re.M)
 TAB = re.compile(r'^=== "(?P<label>.+)"\n(?P<body>(?:(?: {4}.*)?\n)*)', re.M)
+FRAMEWORKS = {"Equinox": "equinox", "Haiku": "haiku"}  # of no use to flaxcle itself
 NO_RUN = re.compile(r"<!-- no-run: \S.* -->\n *\Z")
 
 
@@ -82,6 +83,7 @@ def run(page: Path, label: str | None = None) -> None:
 
 @pytest.mark.parametrize(("page", "label"), SCRIPTS)
 def test_code_blocks_run(page, label, tmp_path, monkeypatch):
+    pytest.importorskip(FRAMEWORKS.get(label, "flaxcle"))
     monkeypatch.chdir(tmp_path)
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         run(page, label)
