@@ -1,8 +1,8 @@
 """BatchNorms by what they compute, however they are spelled.
 
-    y = x r s - m/d r s + b,    r = 1 / sqrt(v/d + eps)
+    y = x r s - f m r s + b,    r = 1 / sqrt(f v + eps)
 
-with leaves m (mean), v (variance) and, where there are any, s (scale) and b (bias), and a number d,
+with leaves m (mean), v (variance) and, where there are any, s (scale) and b (bias), and a number f,
 1 unless running averages are stored with the bias of their start. The invariant: every use of these
 leaves lies inside a norm that was found, so that changing them together is safe.
 """
@@ -29,7 +29,7 @@ class Norm(NamedTuple):
         mean, var, scale, bias: their paths, `None` where there is no such leaf.
         scans: how many leading axes of the leaves are sliced off by scans.
         eps, dtype: what is added to the variance, and in which dtype.
-        divisor: what the function divides mean and var by.
+        factor: what the function multiplies mean and var by.
     """
 
     mean: str
@@ -39,7 +39,7 @@ class Norm(NamedTuple):
     scans: int
     eps: float
     dtype: str
-    divisor: float
+    factor: float
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -100,7 +100,7 @@ def _use(out: Value, form: Form, frame: Frame) -> Use | None:
         return None
     (loops,) = scans
     root = parts.root
-    norm = Norm(mean, var, scale, bias, len(loops), root.eps, root.dtype, root.divisor)
+    norm = Norm(mean, var, scale, bias, len(loops), root.eps, root.dtype, root.factor)
     return Use(norm, frame, form.start, out, parts.root.layout, form.ops, loops)
 
 
@@ -132,7 +132,7 @@ def _parts(poly: Poly) -> _Parts | None:
 def _written(parts: _Parts, x: Atom) -> Poly:
     """The formula in its normal form."""
     gain = frozenset((part, 1) for part in (parts.root, parts.scale) if part is not None)
-    poly: Poly = {gain | {(x, 1)}: 1.0, gain | {(parts.mean, 1)}: -1 / parts.root.divisor}
+    poly: Poly = {gain | {(x, 1)}: 1.0, gain | {(parts.mean, 1)}: -parts.root.factor}
     return poly if parts.bias is None else {**poly, frozenset({(parts.bias, 1)}): 1.0}
 
 

@@ -1,10 +1,10 @@
 """The arithmetic of folding.
 
-    g = s / sqrt(v/d + eps)       kernel *= g,  bias *= g,  m := 0,  v := (1 - eps) d,  s := 1,
-                                  b := b - m/d g
+    g = s / sqrt(f v + eps)       kernel *= g,  bias *= g,  m := 0,  v := (1 - eps) / f,  s := 1,
+                                  b := b - f m g
 
-so that `(x - m/d) r s + b` is the same function of the layer's input. The invariant: a norm that is
-already folded has g = 1 and m = 0, for d = 1 exactly, and nothing changes.
+so that `(x - f m) r s + b` is the same function of the layer's input. The invariant: a norm that is
+already folded has g = 1 and m = 0, for f = 1 exactly, and nothing changes.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _moved(move: Move, leaves: Leaves) -> dict[str, jax.Array]:
     dtypes = (dtype_of(leaves[path]) for path in move.paths)
     wide = max(jnp.dtype(jnp.float32), *dtypes, key=lambda dtype: dtype.itemsize)
     rows = {path: _rows(leaves[path], norm.scans, wide) for path in norm.paths}
-    divisor = jnp.asarray(norm.divisor, wide)
+    divisor = jnp.asarray(1 / norm.factor, wide)  # the network divides, too
     gain = 1 / jnp.sqrt(rows[norm.var] / divisor + jnp.asarray(norm.eps, wide))
     gain = gain if norm.scale is None else gain * rows[norm.scale]
     new = _layer(move.producer, gain, leaves, norm.scans)
@@ -106,16 +106,16 @@ def _spread(row: jax.Array, layout: Layout, shape: tuple[int, ...], scans: int) 
 
 
 def unit_variance(norm: Norm, leaf: Any) -> Any:
-    """The variance v for which v / divisor + eps is 1 in the arithmetic of the network.
+    """The variance v for which factor * v + eps is 1 in the arithmetic of the network.
 
-    In float32 and float64 that is exact for a divisor of 1; else it comes as near as it can.
+    In float32 and float64 that is exact for a factor of 1; else it comes as near as it can.
     """
     kind, sum_kind = dtype_of(leaf), jnp.dtype(norm.dtype)
     eps = np.asarray(norm.eps).astype(sum_kind)
-    middle = np.asarray((1 - norm.eps) * norm.divisor).astype(kind)
+    middle = np.asarray((1 - norm.eps) / norm.factor).astype(kind)
     near = (middle, np.nextafter(middle, kind.type(0)), np.nextafter(middle, kind.type(2)))
-    ratio = lambda v: np.asarray(float(v) / norm.divisor).astype(sum_kind)  # noqa: E731
-    return min(near, key=lambda v: abs(float(ratio(v) + eps) - 1))
+    scaled = lambda v: np.asarray(float(v) * norm.factor).astype(sum_kind)  # noqa: E731
+    return min(near, key=lambda v: abs(float(scaled(v) + eps) - 1))
 
 
 def _like(value: jax.Array, leaf: Any) -> jax.Array:
