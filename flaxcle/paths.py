@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flaxcle.errors import PathError, closest
+from flaxcle.errors import PathError, TraceError, closest
 
 PyTree = Any
-_COLLECTIONS = ("params", "batch_stats", "clips")
+_COLLECTIONS = ("params", "batch_stats", "state", "clips")
 
 
 def canonical(key_path: tuple[Any, ...]) -> str:
@@ -62,6 +62,23 @@ def replace_leaves(tree: PyTree, new: Mapping[str, Any]) -> PyTree:
         return jnp.asarray(new[path]).astype(jnp.result_type(leaf)) if path in new else leaf
 
     return map_named(exchange, tree)
+
+
+def check_arrays(tree: PyTree) -> None:
+    """Refuses leaves that can't enter a compiled function.
+
+    Raises:
+        TraceError: a leaf is neither an array nor a number.
+    """
+    for path, leaf in named_leaves(tree).items():
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
+            raise TraceError(
+                "params hold a leaf that is no array",
+                where=f"{path!r} is a {type(leaf).__name__}",
+                then="pass the arrays alone and put the rest back inside fn, in Equinox: "
+                "arrays, rest = eqx.partition(model, eqx.is_inexact_array), "
+                "fn = lambda arrays, x: eqx.combine(arrays, rest)(x)",
+            )
 
 
 def is_float(leaf: Any) -> bool:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxcle.errors import FlaxcleError
-from flaxcle.paths import PyTree, shape_of
+from flaxcle.paths import PyTree, check_arrays, shape_of
 
 _SMALLEST = float(np.finfo(np.float64).tiny)
 
@@ -61,6 +61,7 @@ def verify(fn: Callable[..., Any], before: PyTree, after: PyTree, *inputs: Any) 
     Raises:
         FlaxcleError: an output is not finite, the two params give outputs of different shapes,
             or there is no output: nothing can be compared.
+        TraceError: a param is no array.
 
     Example:
         >>> import jax.numpy as jnp
@@ -68,6 +69,8 @@ def verify(fn: Callable[..., Any], before: PyTree, after: PyTree, *inputs: Any) 
         >>> verify(fn, {"a": 1.0, "b": 3.0}, {"a": 2.0, "b": 1.5}, jnp.ones(3)).identical
         True
     """
+    for params in (before, after):
+        check_arrays(params)
     run = jax.jit(fn)
     outputs = [jax.tree.leaves(run(params, *inputs)) for params in (before, after)]
     _check_outputs(*outputs)

@@ -74,6 +74,32 @@ def idle(leaves: dict[str, Any], module: str, eps: float = EPS) -> bool:
     return bool((root == 1).all() and (at.get("scale", np.ones(1)) == 1).all())
 
 
+@pytest.mark.parametrize("steps", [1, 2, 10, 49, 98, 103, 1000])
+def test_averages_that_are_debiased_when_read(steps):
+    count = np.float32(1) - np.float32(0.99) ** np.float32(steps)
+
+    def fn(v, x):
+        mean, var = v["mean"] / count, v["var"] / count
+        return (x @ v["kernel"] - mean[None]) / jnp.sqrt(var + EPS)[None] + v["bias"][None]
+
+    rng = np.random.default_rng(steps)
+    v = {name: jnp.asarray(rng.uniform(0.5, 2, 3), jnp.float32) for name in ("mean", "var", "bias")}
+    v["kernel"] = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
+    folded = fold_batch_norm(fn, v, image(5, 4))
+    compare(fn(v, image(5, 4)), fn(folded, image(5, 4)), 1e-5)
+    assert not folded["mean"].any()
+    np.testing.assert_allclose(folded["var"], (1 - EPS) * count, rtol=1e-6)
+
+
+def test_a_mean_and_a_variance_that_are_read_unlike_are_no_norm():
+    def fn(v, x):
+        return (x @ v["kernel"] - v["mean"][None]) / jnp.sqrt(v["var"] / 0.5 + EPS)[None]
+
+    v = {name: jnp.ones(3) for name in ("mean", "var")} | {"kernel": jnp.ones((4, 3))}
+    with pytest.raises(FoldError, match="no BatchNorm to fold"):
+        fold_batch_norm(fn, v, image(5, 4))
+
+
 @pytest.mark.parametrize("name", WITH_NORM)
 def test_zoo_networks_keep_their_function(name):
     network = build(name)

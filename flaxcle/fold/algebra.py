@@ -18,7 +18,7 @@ _MAX_TERMS = 8
 
 
 class Atom(NamedTuple):
-    """An unknown: a `leaf`, the `rsqrt` of a leaf plus `eps`, or a `data` value.
+    """An unknown: a `leaf`, the `rsqrt` of `factor * leaf + eps`, or a `data` value.
 
     `name` is the leaf's path, or the id of the data value; `dtype` is that of the sum with eps.
     """
@@ -28,6 +28,7 @@ class Atom(NamedTuple):
     layout: Layout | None = None
     eps: float = 0.0
     dtype: str = ""
+    factor: float = 1.0
 
 
 Monomial = frozenset[tuple[Atom, int]]
@@ -79,15 +80,15 @@ def divide(one: Poly, two: Poly) -> Poly | None:
 
 
 def root(inside: Poly, exponent: int, dtype: str) -> Poly | None:
-    """`(leaf + eps) ** (-exponent / 2)`: the only root that a norm takes."""
-    leaves = [monomial for monomial in inside if monomial != ONE]
-    if len(leaves) != 1 or inside[leaves[0]] != 1.0 or len(leaves[0]) != 1:
+    """`(factor * leaf + eps) ** (-exponent / 2)`: the only root that a norm takes."""
+    leaves = [(monomial, factor) for monomial, factor in inside.items() if monomial != ONE]
+    if len(leaves) != 1 or leaves[0][1] <= 0.0 or len(leaves[0][0]) != 1:
         return None
-    ((unknown, power),) = leaves[0]
+    (((unknown, power),), factor), *_ = leaves
     if unknown.kind != "leaf" or power != 1:
         return None
     eps = inside.get(ONE, 0.0)
-    return atom(unknown._replace(kind="rsqrt", eps=eps, dtype=dtype), exponent)
+    return atom(unknown._replace(kind="rsqrt", eps=eps, dtype=dtype, factor=factor), exponent)
 
 
 def relabel(poly: Poly, move: Callable[[Layout], Layout | None]) -> Poly | None:

@@ -70,7 +70,7 @@ class Forms(Mapping[int, tuple[Form, ...]]):
         if self._frame.is_dynamic(value):
             start = Form(algebra.atom(Atom("data", id(value))), start=value)
             return (*self._known.get(id(value), ()), start)
-        if id(value) in self._known:
+        if self._known.get(id(value)):
             return self._known[id(value)]
         leaf = self._frame.leaves.get(id(value))
         if leaf is not None:

@@ -1,9 +1,10 @@
 """BatchNorms by what they compute, however they are spelled.
 
-    y = x r s - m r s + b,    r = 1 / sqrt(v + eps)
+    y = x r s - f m r s + b,    r = 1 / sqrt(f v + eps)
 
-with leaves m (mean), v (variance) and, where there are any, s (scale) and b (bias). The invariant:
-every use of these leaves lies inside a norm that was found, so that changing them together is safe.
+with leaves m (mean), v (variance) and, where there are any, s (scale) and b (bias), and a number f,
+1 unless running averages are stored with the bias of their start. The invariant: every use of these
+leaves lies inside a norm that was found, so that changing them together is safe.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Norm(NamedTuple):
         mean, var, scale, bias: their paths, `None` where there is no such leaf.
         scans: how many leading axes of the leaves are sliced off by scans.
         eps, dtype: what is added to the variance, and in which dtype.
+        factor: what the function multiplies mean and var by.
     """
 
     mean: str
@@ -37,6 +39,7 @@ class Norm(NamedTuple):
     scans: int
     eps: float
     dtype: str
+    factor: float
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -96,7 +99,8 @@ def _use(out: Value, form: Form, frame: Frame) -> Use | None:
     if len(scans) != 1 or mean is None or var is None:
         return None
     (loops,) = scans
-    norm = Norm(mean, var, scale, bias, len(loops), parts.root.eps, parts.root.dtype)
+    root = parts.root
+    norm = Norm(mean, var, scale, bias, len(loops), root.eps, root.dtype, root.factor)
     return Use(norm, frame, form.start, out, parts.root.layout, form.ops, loops)
 
 
@@ -116,7 +120,7 @@ def _parts(poly: Poly) -> _Parts | None:
     gain = first - {(x, 1)}
     root = _single(frozenset(pair for pair in gain if pair[0].kind == "rsqrt"))
     scale = _single(frozenset(pair for pair in gain if pair[0].kind == "leaf"))
-    mean = _single(*(m - gain for m, factor in poly.items() if factor == -1.0))
+    mean = _single(*(m - gain for m, factor in poly.items() if factor < 0.0))
     bias = _single(*(m for m, factor in poly.items() if factor == 1.0 and m != first))
     if root is None or mean is None or mean.kind != "leaf":
         return None
@@ -128,7 +132,7 @@ def _parts(poly: Poly) -> _Parts | None:
 def _written(parts: _Parts, x: Atom) -> Poly:
     """The formula in its normal form."""
     gain = frozenset((part, 1) for part in (parts.root, parts.scale) if part is not None)
-    poly: Poly = {gain | {(x, 1)}: 1.0, gain | {(parts.mean, 1)}: -1.0}
+    poly: Poly = {gain | {(x, 1)}: 1.0, gain | {(parts.mean, 1)}: -parts.root.factor}
     return poly if parts.bias is None else {**poly, frozenset({(parts.bias, 1)}): 1.0}
 
 

@@ -1,10 +1,10 @@
 """The arithmetic of folding.
 
-    g = s / sqrt(v + eps)         kernel *= g,  bias *= g,  m := 0,  v := 1 - eps,  s := 1,
-                                  b := b - m g
+    g = s / sqrt(f v + eps)       kernel *= g,  bias *= g,  m := 0,  v := (1 - eps) / f,  s := 1,
+                                  b := b - f m g
 
-so that `(x - m) r s + b` is the same function of the layer's input. The invariant: a norm that is
-already folded has g = 1 and m = 0 exactly, and nothing changes.
+so that `(x - f m) r s + b` is the same function of the layer's input. The invariant: a norm that is
+already folded has g = 1 and m = 0, for f = 1 exactly, and nothing changes.
 """
 
 from __future__ import annotations
@@ -61,10 +61,11 @@ def _moved(move: Move, leaves: Leaves) -> dict[str, jax.Array]:
     dtypes = (dtype_of(leaves[path]) for path in move.paths)
     wide = max(jnp.dtype(jnp.float32), *dtypes, key=lambda dtype: dtype.itemsize)
     rows = {path: _rows(leaves[path], norm.scans, wide) for path in norm.paths}
-    gain = 1 / jnp.sqrt(rows[norm.var] + jnp.asarray(norm.eps, wide))
+    divisor = jnp.asarray(1 / norm.factor, wide)  # the network divides, too
+    gain = 1 / jnp.sqrt(rows[norm.var] / divisor + jnp.asarray(norm.eps, wide))
     gain = gain if norm.scale is None else gain * rows[norm.scale]
     new = _layer(move.producer, gain, leaves, norm.scans)
-    shift = -rows[norm.mean] * gain
+    shift = -rows[norm.mean] / divisor * gain
     if move.producer is not None or norm.scale is not None:
         new[norm.var] = jnp.full_like(gain, unit_variance(norm, leaves[norm.var]))
     if norm.scale is not None:
@@ -75,7 +76,7 @@ def _moved(move: Move, leaves: Leaves) -> dict[str, jax.Array]:
         first = move.producer.biases[0]
         new[first.path] += _spread(shift, first.layout, leaves[first.path].shape, norm.scans)
     elif move.producer is not None:
-        return {**new, norm.mean: -shift}
+        return {**new, norm.mean: -shift * divisor}
     else:
         return new
     return {**new, norm.mean: jnp.zeros_like(gain)}
@@ -105,15 +106,16 @@ def _spread(row: jax.Array, layout: Layout, shape: tuple[int, ...], scans: int) 
 
 
 def unit_variance(norm: Norm, leaf: Any) -> Any:
-    """The variance v for which v + eps is 1 in the arithmetic of the network.
+    """The variance v for which factor * v + eps is 1 in the arithmetic of the network.
 
-    In float32 and float64 that is exact; a bfloat16 variance comes as near as it can.
+    In float32 and float64 that is exact for a factor of 1; else it comes as near as it can.
     """
     kind, sum_kind = dtype_of(leaf), jnp.dtype(norm.dtype)
     eps = np.asarray(norm.eps).astype(sum_kind)
-    middle = np.asarray(1 - norm.eps).astype(kind)
+    middle = np.asarray((1 - norm.eps) / norm.factor).astype(kind)
     near = (middle, np.nextafter(middle, kind.type(0)), np.nextafter(middle, kind.type(2)))
-    return min(near, key=lambda v: abs(float(v.astype(sum_kind) + eps) - 1))
+    scaled = lambda v: np.asarray(float(v) * norm.factor).astype(sum_kind)  # noqa: E731
+    return min(near, key=lambda v: abs(float(scaled(v) + eps) - 1))
 
 
 def _like(value: jax.Array, leaf: Any) -> jax.Array:

@@ -12,7 +12,7 @@ from flaxcle.errors import TraceError
 from flaxcle.jaxpr.graph import Graph, Value
 from flaxcle.jaxpr.run import Actions, Result, run_graph
 from flaxcle.jaxpr.trace import build_graph, make_jaxpr
-from flaxcle.paths import PyTree, named_leaves
+from flaxcle.paths import PyTree, check_arrays, named_leaves
 
 
 @dataclass(eq=False)
@@ -62,8 +62,10 @@ def trace(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> Program:
     """Traces `fn(params, *inputs)`; leaves may be arrays, tracers or ShapeDtypeStructs.
 
     Raises:
-        TraceError: no output depends on any param (they are captured by closure, say).
+        TraceError: a param is no array, or no output depends on any (they are captured by
+            closure, say).
     """
+    check_arrays(params)
     leaves, in_tree = jax.tree.flatten((params, tuple(inputs)))
 
     def flat_fn(*flat: Any) -> Any:

@@ -18,7 +18,7 @@ from flaxcle.clips import COLLECTION, expose_clips
 from flaxcle.discover import find_spec
 from flaxcle.jaxpr import Op, trace
 from flaxcle.jaxpr.frames import frames
-from flaxcle.paths import PyTree, named_leaves, replace_leaves
+from flaxcle.paths import PyTree, is_float, named_leaves, replace_leaves
 from flaxcle.prune.activity import Activity, measure
 from flaxcle.prune.between import ends_in_consumers, find_shifts
 from flaxcle.prune.readers import Reader, find_readers
@@ -77,7 +77,8 @@ def prune_dead_channels(fn: Callable[..., Any], variables: PyTree, *inputs: Any)
     groups = [group for group in spec.groups if _is_plain(group, readers, shifts)]
     if not groups or any(op.primitive == "while" for f in frames(program) for op in f.graph.flat):
         return variables
-    leaves = {path: np.asarray(leaf, np.float64) for path, leaf in named_leaves(params).items()}
+    named = named_leaves(params).items()
+    leaves = {path: np.asarray(leaf, np.float64) for path, leaf in named if is_float(leaf)}
     activity = measure(program, params, inputs, readers, shifts)
     pruner = _Pruner(leaves, readers, activity)
     pruner.bound(groups)

@@ -24,6 +24,11 @@ _ROLES = {
     **dict.fromkeys(("mean", "running_mean"), "mean"),
     **dict.fromkeys(("var", "running_var", "negative_slope"), "none"),
 }
+# Haiku keeps running averages in modules of their own; inference reads `average` alone.
+_AVERAGES = {
+    "mean_ema/average": "mean",
+    **dict.fromkeys(("mean_ema/hidden", "var_ema/average", "var_ema/hidden"), "none"),
+}
 _SYNTAX = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<options>[^\[\]]*)\])?")
 _OPTION = re.compile(r"\s*(?P<key>in|out|at)\s*=\s*(?P<numbers>-?\d+(\s*\+\s*-?\d+)*)\s*")
 _ATTENTION = (("query", "key", "value", "out"), ("q", "k", "v", "o"))
@@ -156,7 +161,8 @@ def _elsewhere(bare: str, found: Sequence[str], leaves: Mapping[str, Any]) -> li
 
 
 def _named(path: str) -> str | None:
-    return _ROLES.get(leaf_name(path))
+    average = f"{leaf_name(parent(path))}/{leaf_name(path)}"
+    return _AVERAGES.get(average, _ROLES.get(leaf_name(path)))
 
 
 def _module_name(name: str) -> str:
