@@ -23,6 +23,7 @@ Factors = Sequence[tuple[Axes, jax.Array]]
 
 
 TINY = 2.0**-126  # the smallest normal float32
+EXACT = 2**24  # whole numbers up to here are exact as float32
 
 
 class Fold(NamedTuple):
@@ -73,16 +74,20 @@ def where_maximum(core: jax.Array, factors: Factors, axes: Axes, best: jax.Array
     """Where along the other axes `scaled_maximum` stands: flat positions, the last of equals.
 
     The largest of position minus gap, where a gap is 0 or larger than any position: XLA on the CPU
-    reduces arithmetic without a copy of the weights, but not comparisons.
+    reduces arithmetic without a copy of the weights, but not comparisons. What differs by less than
+    the smallest normal number counts as equal.
     """
     rest = tuple(axis for axis in range(core.ndim) if axis not in axes)
+    positions = jnp.arange(math.prod(core.shape[axis] for axis in rest), dtype=jnp.float32)
+    positions, best = lax.optimization_barrier((positions, best))  # see _product
     steep = _along(2.0**28 * lax.rsqrt(jnp.maximum(best, TINY)), axes, core.shape)
     gap = (_along(best, axes, core.shape) - _product(core, factors, best)) * steep * steep
-    positions = jnp.arange(math.prod(core.shape[axis] for axis in rest), dtype=jnp.float32)
-    if positions.size >= 2**24:  # not exact as floats
-        positions, gap = jnp.arange(positions.size), jnp.minimum(gap, 2.0**30).astype(jnp.int32)
+    if positions.size > EXACT:
+        gap = jnp.minimum(gap, 2.0**30).astype(jnp.int32)
+        positions = jnp.arange(positions.size, dtype=jnp.int32)
     at = replicated(jnp.max(_along(positions, rest, core.shape) - gap, axis=rest))
-    return jnp.where(at > 0, at, 0).astype(jnp.int32).ravel()
+    known = (at > 0) & (at < positions.size)  # not so where the maximum is not finite
+    return jnp.where(known, at, 0).astype(jnp.int32).ravel()
 
 
 def channel_maximum(values: jax.Array, channels: np.ndarray, size: int) -> jax.Array:
@@ -145,7 +150,7 @@ def _product(core: jax.Array, factors: Factors, after: Any) -> jax.Array:
     """The scaled magnitudes, for one reduction alone.
 
     Without the barrier XLA would find that several reductions need them, or the weights in
-    float32, or a factor broadcast to their shape, and keep a copy as large as the weights.
+    float32, or a vector broadcast to their shape, and keep a copy as large as the weights.
     """
     values = [factor for _, factor in factors]
     core, values, _ = lax.optimization_barrier((core, values, after))
