@@ -52,7 +52,7 @@ def rank(entry: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def main() -> None:
-    files = [json.loads(path.read_text()) for path in (DATA, STAGES)]
+    files = [json.loads(path.read_text()) for path in (DATA, STAGES) if path.exists()]
     entries = sorted((entry for file in files for entry in file), key=rank)
     for network, group in groupby(entries, key=lambda entry: entry["network"]):
         every = list(group)
