@@ -62,7 +62,7 @@ class Settings(NamedTuple):
         )
 
 
-FULL = Settings(4, 8, epochs=5, images=6400, test_images=2000, batch=64, rate=1e-3, momentum=0.95)
+FULL = Settings(4, 8, epochs=5, images=1600, test_images=2000, batch=32, rate=1e-3, momentum=0.95)
 QUICK = FULL._replace(epochs=2, images=128, test_images=200, batch=32)
 
 
@@ -222,7 +222,9 @@ def run(settings: Settings, seeds: list[int], out: Path, quick: bool = False) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a few steps on images that come along")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few steps on images that come along"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the order of images")
     parser.add_argument("--rate", type=float, default=FULL.rate, help="the first learning rate")
     parser.add_argument("--out", type=Path, default=Path("build/qat"))
