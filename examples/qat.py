@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from accuracy_nets.fashion import as_inputs, calibration_batches
 from accuracy_nets.mobilenet_v2 import MobileNetV2
 from accuracy_nets.storage import load_weights
+
 from build_data import DATA
 from idx import read_split
 
@@ -52,6 +53,7 @@ class Settings(NamedTuple):
     images: int
     test_images: int
     batch: int
+    calibration_batches: int
     rate: float
     momentum: float
 
@@ -62,8 +64,18 @@ class Settings(NamedTuple):
         )
 
 
-FULL = Settings(4, 8, epochs=5, images=1600, test_images=2000, batch=32, rate=1e-3, momentum=0.95)
-QUICK = FULL._replace(epochs=2, images=128, test_images=200, batch=32)
+FULL = Settings(
+    weight_bits=4,
+    act_bits=8,
+    epochs=5,
+    images=1600,
+    test_images=2000,
+    batch=32,
+    calibration_batches=8,
+    rate=1e-3,
+    momentum=0.95,
+)
+QUICK = FULL._replace(epochs=1, images=64, test_images=100, calibration_batches=2)
 
 
 class State(NamedTuple):
@@ -200,7 +212,7 @@ def run(settings: Settings, seeds: list[int], out: Path, quick: bool = False) ->
     """All curves; JSON and picture are written anew after each of them."""
     out.mkdir(parents=True, exist_ok=True)
     data, reference = read(settings, quick)
-    batches = calibration_batches(as_inputs)
+    batches = calibration_batches(as_inputs)[: settings.calibration_batches]
     fn, networks = starts(batches[0])
     optimizer = make_optimizer(settings, networks["plain"])
     step = make_step(fn, settings.config, optimizer)

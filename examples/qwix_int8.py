@@ -1,6 +1,6 @@
 """EfficientNet-Lite0 through qwix: what folding and equalizing in front of it change.
 
-    python examples/qwix_int8.py [--size 112] [--crops 64]
+    python examples/qwix_int8.py [--size 96] [--crops 32]
 
 qwix runs the module itself in int8 and knows nothing of flaxcle, which hands it other params for
 the same module. ReLU6 lets no scale through, so the module gets a clip with a bound for each
@@ -17,6 +17,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 import flaxcle as fc
 from flaxcle.tables import Table
 
+sys.path.insert(0, str(Path(__file__).parent / "fashion_mnist"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from accuracy_nets.lite0_photos import CALIBRATION_SEED, TEST_SEED, crops
 from imagenet import imagenet_variables
 from lite0 import Lite0
 
@@ -63,11 +64,12 @@ def with_bounds(module: nn.Module, variables: Any, x: jax.Array) -> Any:
 
 
 def variants(module: nn.Module, variables: Any, x: jax.Array) -> dict[str, Any]:
-    """Params of the same function: BatchNorm folded, then equalized as well."""
+    """Params of the same function: as trained, BatchNorm folded, then equalized as well."""
     folded = fc.fold_batch_norm(module.apply, variables, x)
     pruned = fc.prune_dead_channels(module.apply, folded, x)
     spec = fc.find_spec(module.apply, pruned, x)
-    return {"folded": folded, "equalized": fc.equalize(pruned, spec)}
+    equalized = fc.equalize(pruned, spec)
+    return {"as trained": variables, "folded": folded, "folded and equalized": equalized}
 
 
 def ptq(module: nn.Module, test: list[jax.Array]) -> Outputs:
@@ -116,12 +118,13 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=112, help="of the crops, in pixels")
-    parser.add_argument("--crops", type=int, default=64, help="to measure on")
+    parser.add_argument("--size", type=int, default=96, help="of the crops, in pixels")
+    parser.add_argument("--crops", type=int, default=32, help="to measure on, a multiple of 32")
     chosen = parser.parse_args()
     began = time.monotonic()
-    calibration = crops(32, CALIBRATION_SEED, chosen.size)
-    test = crops(chosen.crops, TEST_SEED, chosen.size)
+    photos = import_module("accuracy_nets.lite0_photos")
+    calibration = photos.crops(photos.BATCH, photos.CALIBRATION_SEED, chosen.size)
+    test = photos.crops(chosen.crops, photos.TEST_SEED, chosen.size)
     module, variables = Lite0(activation=bounded), jax.tree.map(jnp.asarray, imagenet_variables())
     variables = with_bounds(module, variables, test[0])
     run = jax.jit(module.apply)
