@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import flaxcle as fc
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 if find_spec("qwix") is None:
@@ -39,33 +41,33 @@ def _as_users_have_it():
         yield
 
 
+X = jax.random.normal(jax.random.key(0), (8, 6, 6, 3))
+
+
 @pytest.fixture(scope="module")
-def case():
-    x = jax.random.normal(jax.random.key(0), (8, 6, 6, 3))
+def bounded():
+    """The variables of the network with bounds, made from those of the one with ReLU6."""
     plain = Net(activation=nn.relu6)
-    variables = plain.init(jax.random.key(1), x)
-    spread = jnp.logspace(-1, 1, 8)
-    variables["params"]["Conv_0"]["kernel"] *= spread
-    variables["params"]["Conv_1"]["kernel"] /= spread[:, None]
-    variables["batch_stats"]["BatchNorm_0"]["mean"] += 0.1
-    return x, plain, variables, qwix_int8.with_bounds(Net(), variables, x)
+    variables = jax.tree.map(lambda leaf: leaf + 0.1, plain.init(jax.random.key(1), X))
+    bounded = qwix_int8.with_bounds(Net(), variables, X)
+    np.testing.assert_array_equal(Net().apply(bounded, X), plain.apply(variables, X))
+    return bounded
 
 
-def test_a_bound_of_six_is_relu6(case):
-    x, plain, variables, bounded = case
-    np.testing.assert_array_equal(Net().apply(bounded, x), plain.apply(variables, x))
-
-
-def test_every_way_is_nearer_to_float_after_equalizing_per_tensor_weights(case):
-    x, plain, variables, bounded = case
-    clean = np.asarray(plain.apply(variables, x))
-    networks = qwix_int8.variants(Net(), bounded, x)
-    ways = {
-        "ptq": qwix_int8.ptq(Net(), [x]),
-        "per tensor": qwix_int8.odml(Net(), [x], [x], per_channel=False),
+def test_equalizing_gives_back_what_scales_far_apart_cost(bounded):
+    folded = fc.fold_batch_norm(Net().apply, bounded, X)
+    spec, rng = fc.find_spec(Net().apply, folded, X), np.random.default_rng(0)
+    drawn = {g.name: jnp.asarray(rng.uniform(-5, 5, g.shape), jnp.float32) for g in spec.groups}
+    networks = {
+        "before": fc.apply_scales(folded, fc.Scales(drawn), spec),
+        "after": qwix_int8.variants(Net(), bounded, X)["folded and equalized"],
     }
-    rows = qwix_int8.measure(Net(), networks, ways, clean)
-    found = {(row["qwix"], row["params"]): row["SQNR dB"] for row in rows}
-    assert set(networks) == {"as trained", "folded", "folded and equalized"}
-    assert min(found.values()) > 5
-    assert found["per tensor", "folded and equalized"] > found["per tensor", "folded"] + 3
+    ways = {
+        "ptq": qwix_int8.ptq(Net(), [X]),
+        "odml": qwix_int8.odml(Net(), [X], [X], per_channel=False),
+    }
+    clean = np.asarray(Net().apply(bounded, X))
+    table = qwix_int8.measure(networks, ways, clean)
+    found = {(row["qwix"], row["params"]): row["SQNR dB"] for row in table}
+    assert min(found[way, "after"] for way in ways) > 25
+    assert max(found[way, "before"] for way in ways) < 20
