@@ -200,10 +200,11 @@ def draw(results: dict[str, Any], path: Path) -> None:
             label = f"{name} start" if number == 0 else None
             axes.plot(values, color=colors[name], marker="o", markersize=3, label=label)
     bits = "W{weight_bits}A{act_bits}".format(**results["settings"])
-    axes.set(xlabel="epochs of training", ylabel="test accuracy, %", ylim=(0, 100))
+    passes = f"passes over {results['settings']['images']} training images"
+    axes.set(xlabel=passes, ylabel="test accuracy, %", ylim=(0, 100))
     axes.set_title(f"MobileNetV2 on Fashion-MNIST, {bits} per tensor", fontsize="medium")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="center right", frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -78,9 +78,7 @@ def test_the_gradient_of_the_params_is_the_same_with_and_without_the_ranges(
 ) -> None:
     narrow = scaled(calibration, 0.7)
     alone = jax.grad(error)(PARAMS, narrow)
-    jax.tree.map(
-        np.testing.assert_array_equal, alone, jax.grad(error, (0, 1))(PARAMS, narrow)[0]
-    )
+    jax.tree.map(np.testing.assert_array_equal, alone, jax.grad(error, (0, 1))(PARAMS, narrow)[0])
 
 
 def test_a_weight_s_range_follows_it_and_gets_no_gradient(calibration: Calibration) -> None:
