@@ -29,6 +29,7 @@ from flaxcle.quantize import Calibration as Calibration
 from flaxcle.quantize import QuantConfig as QuantConfig
 from flaxcle.quantize import calibrate as calibrate
 from flaxcle.quantize import fake_quant as fake_quant
+from flaxcle.quantize import track_ranges as track_ranges
 from flaxcle.recipe import Recipe as Recipe
 from flaxcle.recipe import quantize_recipe as quantize_recipe
 from flaxcle.rounding import round_weights as round_weights

@@ -48,24 +48,24 @@ def photos() -> list[Image.Image]:
     return [Image.fromarray(x).convert("RGB") for x in [*arrays, *load_sample_images().images]]
 
 
-def random_crop(photo: Image.Image, rng: np.random.Generator) -> np.ndarray:
-    """A part of the photo as (224, 224, 3) bytes, mirrored half of the time, with other light."""
+def random_crop(photo: Image.Image, rng: np.random.Generator, size: int) -> np.ndarray:
+    """A part of the photo as (size, size, 3) bytes, mirrored half of the time, with other light."""
     area, ratio = rng.uniform(*AREA), np.exp(rng.uniform(*np.log(RATIO)))
     width = min(photo.width, np.sqrt(area * photo.width * photo.height * ratio))
     height = min(photo.height, np.sqrt(area * photo.width * photo.height / ratio))
     left, top = rng.uniform(0, photo.width - width), rng.uniform(0, photo.height - height)
     box = (left, top, left + width, top + height)
-    cut = photo.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR, box)
+    cut = photo.resize((size, size), Image.Resampling.BILINEAR, box)
     pixels = np.asarray(cut, np.float32)[:, :: rng.choice((-1, 1))]
     brightness, contrast = rng.uniform(*JITTER, 2)
     jittered = brightness * (pixels.mean() + contrast * (pixels - pixels.mean()))
     return np.clip(np.rint(jittered), 0, 255).astype(np.uint8)
 
 
-def crops(count: int, seed: int) -> list[jax.Array]:
+def crops(count: int, seed: int, size: int = IMAGE_SIZE) -> list[jax.Array]:
     """Batches of crops, from each photo in turn, as Lite0 was trained to see them."""
     rng, sources = np.random.default_rng(seed), photos()
-    pixels = np.stack([random_crop(sources[i % len(sources)], rng) for i in range(count)])
+    pixels = np.stack([random_crop(sources[i % len(sources)], rng, size) for i in range(count)])
     return [(jnp.asarray(x, jnp.float32) - 127) / 128 for x in np.split(pixels, count // BATCH)]
 
 

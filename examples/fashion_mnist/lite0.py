@@ -10,6 +10,7 @@ Invariant: this is a plain model in evaluation mode; nothing in it knows about q
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -92,14 +93,15 @@ class InvertedResidual(nn.Module):
 
     stage: Stage
     stride: int
+    activation: Callable[[jax.Array], jax.Array]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         inputs, width = x, x.shape[-1] * self.stage.expansion
         if self.stage.expansion > 1:
-            x = nn.relu6(norm("expand_norm")(conv(width, 1, 1, "expand")(x)))
+            x = self.activation(norm("expand_norm")(conv(width, 1, 1, "expand")(x)))
         x = conv(width, self.stage.kernel, self.stride, "depthwise", groups=width)(x)
-        x = nn.relu6(norm("depthwise_norm")(x))
+        x = self.activation(norm("depthwise_norm")(x))
         x = norm("project_norm")(conv(self.stage.channels, 1, 1, "project")(x))
         return x + inputs if x.shape == inputs.shape else x
 
@@ -108,14 +110,15 @@ class Lite0(nn.Module):
     """EfficientNet-Lite0: images (N, H, W, 3) in [-1, 1] to logits (N, classes)."""
 
     classes: int = 1000
+    activation: Callable[[jax.Array], jax.Array] = nn.relu6
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.relu6(norm("stem_norm")(conv(STEM_CHANNELS, 3, 2, "stem")(x)))
+        x = self.activation(norm("stem_norm")(conv(STEM_CHANNELS, 3, 2, "stem")(x)))
         names = iter(block_names())
         for stage in STAGES:
             for position in range(stage.blocks):
                 stride = 1 if position else stage.stride
-                x = InvertedResidual(stage, stride, name=next(names))(x)
-        x = nn.relu6(norm("head_norm")(conv(HEAD_CHANNELS, 1, 1, "head")(x)))
+                x = InvertedResidual(stage, stride, self.activation, name=next(names))(x)
+        x = self.activation(norm("head_norm")(conv(HEAD_CHANNELS, 1, 1, "head")(x)))
         return nn.Dense(self.classes, name="classifier")(x.mean((1, 2)))

@@ -33,7 +33,7 @@ class QuantConfig:
         act_observer: the same over the calibration data; `"moving_average"` averages the
             extremes of the batches with weight `momentum` on the past.
         percentile: kept share for the percentile observers, in percent.
-        momentum: for the moving average, from 0 to 1 exclusive.
+        momentum: for the moving average and `track_ranges`, from 0 to 1 exclusive.
 
     Raises:
         ConfigError: a field is out of its range; the message lists what is accepted.

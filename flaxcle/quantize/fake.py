@@ -17,6 +17,13 @@ from flaxcle.quantize.grid import make_grid, snap
 from flaxcle.quantize.plan import Plan, Quantizer, make_plan
 from flaxcle.quantize.weights import snap_weight
 
+Look = Callable[[str, jax.Array], dict[str, Any]]
+
+
+def ignore(name: str, x: jax.Array) -> dict[str, Any]:
+    """Reports nothing of an activation."""
+    return {}
+
 
 def fake_quant(
     fn: Callable[..., Any], config: QuantConfig, calibration: Calibration
@@ -25,8 +32,13 @@ def fake_quant(
 
     Every operand of a convolution, matrix product or residual add, the inputs and the outputs
     are rounded to their integer grid, `x -> (clip(round(x/s) + z) - z) * s`; biases and
-    accumulators stay in float. Gradients pass straight through the rounding and stop where a
-    value is clipped (Bengio et al. 2013, arXiv:1308.3432), so that the result can be trained.
+    accumulators stay in float.
+
+    The result can be trained. Gradients pass straight through the rounding and stop where a value
+    is clipped (Bengio et al. 2013, arXiv:1308.3432); the range of a weight follows the weight.
+    `calibration` is a pytree like any other: pass it as an argument of the loss, and `jax.grad`
+    gives its ranges the gradients of LSQ, `round(x/s) - x/s` of the step `s` inside the grid and
+    the integer at the end where a value is clipped. `track_ranges` moves them without gradients.
 
     Args:
         fn: any function `fn(params, *inputs)`; jit, remat, scan, cond and custom derivatives
@@ -48,7 +60,8 @@ def fake_quant(
         >>> fc.fake_quant(fn, config, calibration)(params, jnp.eye(2)).ravel().tolist()
         [1.0, 0.0]
 
-    Source: Jacob et al. 2018, arXiv:1712.05877; Nagel et al. 2021, arXiv:2106.08295, section 2.
+    Source: Jacob et al. 2018, arXiv:1712.05877; Nagel et al. 2021, arXiv:2106.08295, section 2;
+    Esser et al. 2020, arXiv:1902.08153, eq. 3.
     """
 
     def quantized(params: Any, *inputs: Any) -> Any:
@@ -69,17 +82,21 @@ def run_quantized(
     config: QuantConfig,
     feed: Mapping[str, Any],
     actions: Actions | None = None,
+    look: Look = ignore,
 ) -> Result:
     """The program with every quantizer in its place, and with further actions at other ops.
 
     A flag `'<quantizer>:on'` in the feed, a boolean scalar, switches that quantizer on or off.
+    `look` sees each activation before it is rounded, and returns the taps to report.
     """
     leaves, tree = jax.tree.flatten(inputs)
-    rounded = jax.tree.unflatten(tree, _ends(plan.inputs, leaves, config, feed))
+    rounded, first = _ends(plan.inputs, leaves, config, feed, look)
     done = {q.name for q in plan.inputs if q is not None}
-    snaps = {op: _Snap(operands, config, done) for op, operands in plan.at.items()}
-    outputs, taps = program.run(params, rounded, {**snaps, **(actions or {})}, feed)
-    return Result(_ends(plan.outputs, outputs, config, feed), taps)
+    snaps = {op: _Snap(operands, config, done, look) for op, operands in plan.at.items()}
+    actions = {**snaps, **(actions or {})}
+    outputs, taps = program.run(params, jax.tree.unflatten(tree, rounded), actions, feed)
+    outputs, last = _ends(plan.outputs, outputs, config, feed, look)
+    return Result(outputs, first | taps | last)
 
 
 def check_names(plan: Plan, calibration: Calibration) -> None:
@@ -107,23 +124,32 @@ class _Snap:
     """
 
     def __init__(
-        self, operands: Mapping[int, Quantizer], config: QuantConfig, done: set[str]
+        self, operands: Mapping[int, Quantizer], config: QuantConfig, done: set[str], look: Look
     ) -> None:
         self.operands = {k: q for k, q in operands.items() if q.name not in done}
-        self.config = config
+        self.config, self.look = config, look
         names = [q.name for q in self.operands.values() if not q.weight]
         self.feeds = tuple(f"{name}:{end}" for name in names for end in ("low", "high"))
 
     def __call__(self, op: Op, operands: list[Any], feed: Mapping[str, Any]) -> Any:
-        rounded = list(operands)
+        rounded, taps = list(operands), {}
         for k, quantizer in self.operands.items():
-            rounded[k] = _snapped(jnp.asarray(operands[k]), quantizer, self.config, feed)
-        return computed(op, *rounded), {}
+            x = jnp.asarray(operands[k])
+            if not quantizer.weight:
+                taps |= self.look(quantizer.name, x)
+            rounded[k] = _snapped(x, quantizer, self.config, feed)
+        return computed(op, *rounded), taps
 
 
-def _ends(ends: Any, arrays: Any, config: QuantConfig, feed: Mapping[str, Any]) -> list[Any]:
-    pairs = zip(ends, arrays, strict=True)
-    return [x if q is None else _snapped(jnp.asarray(x), q, config, feed) for q, x in pairs]
+def _ends(ends: Any, arrays: Any, config: QuantConfig, feed: Mapping[str, Any], look: Look) -> Any:
+    """The network's inputs or outputs on their grids, and the taps."""
+    rounded, taps = list(arrays), {}
+    for k, quantizer in enumerate(ends):
+        if quantizer is not None:
+            x = jnp.asarray(arrays[k])
+            taps |= look(quantizer.name, x)
+            rounded[k] = _snapped(x, quantizer, config, feed)
+    return rounded, taps
 
 
 def _snapped(

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from flaxcle.paths import wide_dtype
 
@@ -28,15 +29,29 @@ class Grid(NamedTuple):
 
 
 def make_grid(low: jax.Array, high: jax.Array, bits: int, *, symmetric: bool) -> Grid:
-    """The grid of `bits` bits over [low, high], widened to hold zero."""
-    low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
+    """The grid of `bits` bits over [low, high], widened to hold zero.
+
+    Differentiable in both ends, with the rounding of the zero point passed straight through. An
+    end at zero gets no gradient: what follows a ReLU never needs negative values.
+    """
+    low, high = jnp.where(low < 0, low, 0), jnp.where(high > 0, high, 0)
     if symmetric:
         top = 2 ** (bits - 1) - 1
         scale = _nonzero(jnp.maximum(-low, high) / top)
         return Grid(scale, jnp.zeros_like(scale), -top, top)
     top = 2**bits - 1
     scale = _nonzero((high - low) / top)
-    return Grid(scale, jnp.round(-low / scale), 0, top)
+    return Grid(scale, _round(-low / scale), 0, top)
+
+
+@jax.custom_jvp
+def _round(x: jax.Array) -> jax.Array:
+    return jnp.round(x)
+
+
+@_round.defjvp
+def _through(primals: Any, tangents: Any) -> Any:
+    return jnp.round(primals[0]), tangents[0]
 
 
 def _nonzero(scale: jax.Array) -> jax.Array:
@@ -51,11 +66,16 @@ def _nonzero(scale: jax.Array) -> jax.Array:
 def snap(x: jax.Array, grid: Grid) -> jax.Array:
     """The nearest grid value of each element, with straight-through gradients.
 
-    d snap(x) / dx is 1 where x lies inside the grid's range and 0 where it is clipped; the grid
-    itself gets no gradient. Computed in float32 or wider, returned in x's dtype.
+                      inside the grid         where clipped
+        d / dx        1                       0
+        d / dscale    round(x / s) - x / s    lowest - zero, or highest - zero
+        d / dzero     0                       -s
+
+    (Esser et al. 2020, "LSQ", arXiv:1902.08153, eq. 3; with a zero point Bhalgat et al. 2020,
+    arXiv:2004.09576, eq. 5 and 6). Computed in float32 or wider, returned in x's dtype.
     """
     wide = wide_dtype(x.dtype)
-    scale, zero = (jax.lax.stop_gradient(part).astype(wide) for part in grid[:2])
+    scale, zero = (part.astype(wide) for part in grid[:2])
     out = _snap(x.astype(wide), scale, zero, float(grid.lowest), float(grid.highest))
     return out.astype(x.dtype)
 
@@ -74,9 +94,20 @@ def _round_to_grid(
 _snap = jax.custom_jvp(_round_to_grid, nondiff_argnums=(3, 4))
 
 
-@_snap.defjvp
 def _straight_through(lowest: float, highest: float, primals: Any, tangents: Any) -> Any:
     x, scale, zero = primals
+    out = _snap(x, scale, zero, lowest, highest)
     q = _integers(x, scale, zero)
     inside = (q >= lowest) & (q <= highest)
-    return _snap(x, scale, zero, lowest, highest), jnp.where(inside, tangents[0], 0)
+    move, stretch, shift = (None if isinstance(t, SymbolicZero) else t for t in tangents)
+    total = jnp.zeros_like(out)
+    if move is not None:
+        total = jnp.where(inside, move, total)
+    if stretch is not None:
+        total += (out - jnp.where(inside, x, 0)) / scale * stretch
+    if shift is not None:
+        total -= jnp.where(inside, 0, scale) * shift
+    return out, total
+
+
+_snap.defjvp(_straight_through, symbolic_zeros=True)

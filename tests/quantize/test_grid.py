@@ -167,14 +167,63 @@ def test_gradient_is_one_inside_and_zero_outside(symmetric: bool) -> None:
     np.testing.assert_array_equal(jax.vmap(grad)(rows), [[1] * 6, [0] * 6])
 
 
+def slopes_by_hand(x: float, low: float, high: float, symmetric: bool) -> tuple[float, float]:
+    """d snap(x) / d (low, high) for 4 bits; `rest` is what rounding did to the zero point."""
+    steps = 7 if symmetric else 15
+    s = max(-low, high) / steps if symmetric else (high - low) / steps
+    zero = 0 if symmetric else round(-low / s)
+    rest, least, most = zero + low / s, -7 if symmetric else 0, steps
+    q = round(x / s) + zero
+    if symmetric:  # Esser et al. 2020, eq. 3, and the chain rule through s
+        by_scale = round(x / s) - x / s if least <= q <= most else min(max(q, least), most)
+        return (-by_scale / steps, 0) if -low > high else (0, by_scale / steps)
+    if least <= q <= most:
+        slope = (round(x / s) - x / s) / steps
+        return -slope, slope
+    return (1 + rest / steps, -rest / steps) if q < least else (rest / steps, 1 - rest / steps)
+
+
 @KINDS
-def test_the_grid_gets_no_gradient(symmetric: bool) -> None:
-    x = jnp.linspace(-2, 2, 20)
+@pytest.mark.parametrize("limits", [(-1.0, 2.0), (-3.1, 0.7), (-0.01, 5.0)])
+def test_the_ends_of_the_range_get_the_gradient_of_lsq(
+    limits: tuple[float, float], symmetric: bool
+) -> None:
+    low, high = map(jnp.asarray, limits)
+    x = np.random.default_rng(3).normal(size=300) * 3
+
+    def one(x: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+        return snap(x, make_grid(low, high, 4, symmetric=symmetric))
+
+    slopes = jax.vmap(jax.grad(one, (1, 2)), (0, None, None))
+    got = np.stack(slopes(jnp.asarray(x), low, high), -1)
+    want = [slopes_by_hand(v, *limits, symmetric) for v in x]
+    np.testing.assert_allclose(got, want, atol=1e-12)
+    assert 20 < np.sum(np.abs(got).max(-1) > 0.9) < 280, "some are clipped, some are not"
+
+
+@KINDS
+def test_both_modes_of_differentiation_agree_on_the_range(symmetric: bool) -> None:
+    x = jnp.asarray(np.random.default_rng(4).normal(size=40))
+
+    def rounded(low: jax.Array, high: jax.Array) -> jax.Array:
+        return snap(x, make_grid(low, high, 4, symmetric=symmetric))
+
+    ends = jnp.asarray(-0.9), jnp.asarray(1.2)
+    forward, backward = jax.jacfwd(rounded, (0, 1))(*ends), jax.jacrev(rounded, (0, 1))(*ends)
+    np.testing.assert_allclose(forward, backward, rtol=1e-12)
+
+
+@KINDS
+@pytest.mark.parametrize(("low", "high"), [(0.0, 2.0), (-2.0, 0.0), (0.5, 2.0), (0.0, 0.0)])
+def test_an_end_at_zero_or_beyond_stays(low: float, high: float, symmetric: bool) -> None:
+    x = jnp.linspace(-3, 3, 50)
 
     def total(low: jax.Array, high: jax.Array) -> jax.Array:
         return (snap(x, make_grid(low, high, 4, symmetric=symmetric)) ** 2).sum()
 
-    assert jax.grad(total, (0, 1))(jnp.asarray(-1.0), jnp.asarray(1.5)) == (0.0, 0.0)
+    at_low, at_high = jax.grad(total, (0, 1))(jnp.asarray(low), jnp.asarray(high))
+    assert (at_low != 0) == (low < 0)
+    assert (at_high != 0) == (high > 0)
 
 
 def test_one_scale_per_channel_broadcasts() -> None:
