@@ -21,7 +21,10 @@ WIDTH = 24  # more candidates than are listed, so that weights are searched
 
 def fn(p: Any, x: jax.Array) -> jax.Array:
     for block in p["blocks"]:
-        x = x / (1 + jnp.abs(x)) + jnp.maximum(x @ block["up"] + block["bias"][None], 0) @ block["down"]
+        x = (
+            x / (1 + jnp.abs(x))
+            + jnp.maximum(x @ block["up"] + block["bias"][None], 0) @ block["down"]
+        )
     return x @ p["head"]
 
 
