@@ -32,6 +32,7 @@ from flaxcle.quantize import fake_quant as fake_quant
 from flaxcle.quantize import track_ranges as track_ranges
 from flaxcle.recipe import Recipe as Recipe
 from flaxcle.recipe import quantize_recipe as quantize_recipe
+from flaxcle.report import report as report
 from flaxcle.rounding import round_weights as round_weights
 from flaxcle.solve import solve as solve
 from flaxcle.spec import Blocked as Blocked

@@ -72,9 +72,18 @@ def verify(fn: Callable[..., Any], before: PyTree, after: PyTree, *inputs: Any) 
     for params in (before, after):
         check_arrays(params)
     run = jax.jit(fn)
-    outputs = [jax.tree.leaves(run(params, *inputs)) for params in (before, after)]
-    _check_outputs(*outputs)
-    differences = [_difference(one, two) for one, two in zip(*outputs, strict=True)]
+    first, second = (jax.tree.leaves(run(params, *inputs)) for params in (before, after))
+    return difference(first, second)
+
+
+def difference(before: list[Any], after: list[Any]) -> Equivalence:
+    """The same for outputs that are at hand, of one function or of two.
+
+    Raises:
+        FlaxcleError: as `verify`.
+    """
+    _check_outputs(before, after)
+    differences = [_difference(one, two) for one, two in zip(before, after, strict=True)]
     _, relative, tolerance = max(differences, key=lambda d: d[1] / max(d[2], _SMALLEST))
     absolute = max(difference[0] for difference in differences)
     return Equivalence(absolute == 0.0, absolute, relative, tolerance)

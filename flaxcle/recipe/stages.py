@@ -48,6 +48,8 @@ class Recipe:
             it on held-back calibration data, the same with corrected biases, the seconds that it
             took, and a remark where it does not apply.
         config: the arithmetic.
+        prepared: its params from before scales moved: folded, pruned, with bounds for its clips.
+        floats: its params from before weights were rounded and biases corrected.
 
     Example:
         >>> import jax.numpy as jnp, flaxcle as fc
@@ -64,6 +66,8 @@ class Recipe:
     calibration: Calibration
     stages: Table
     config: QuantConfig
+    prepared: PyTree
+    floats: PyTree
 
     def __rich__(self) -> Table:
         """What `rich.print` shows."""
@@ -81,6 +85,7 @@ class _Candidate:
     fn: Function
     params: PyTree
     floats: PyTree
+    prepared: PyTree
     stages: tuple[str, ...] = ()
     calibration: Calibration | None = None
     noise: float = float("inf")
@@ -93,8 +98,8 @@ class _Candidate:
         return min(self.noise, self.noise_corrected)
 
     def moved(self, params: PyTree) -> _Candidate:
-        """The same function with other float params."""
-        return _Candidate(self.fn, params, params)
+        """The same function with other scales."""
+        return _Candidate(self.fn, params, params, self.prepared)
 
 
 @dataclass
@@ -119,7 +124,7 @@ class Kitchen:
 
     def cook(self, rounding: bool) -> Recipe:
         """All stages in turn."""
-        start = _Candidate(self.fn, self.variables, self.variables)
+        start = _network(self.fn, self.variables)
         line = self.measured(start, "as it is", time.monotonic())
         line = self.enabled("fold BatchNorm", self.fold, line)
         line = self.expected("expose clips", self.expose, line)
@@ -148,7 +153,10 @@ class Kitchen:
         plain, corrected = self.decibel(best.noise), self.decibel(best.noise_corrected)
         rows.append(("correct biases", corrects, plain, corrected, 0.0, ""))
         params = best.corrected if corrects else best.params
-        return Recipe(best.fn, params, best.calibration, Table(COLUMNS, tuple(rows)), self.config)
+        stages = Table(COLUMNS, tuple(rows))
+        return Recipe(
+            best.fn, params, best.calibration, stages, self.config, best.prepared, best.floats
+        )
 
     def enabled(self, name: str, stage: Stage, line: _Candidate) -> _Candidate:
         """The network behind a stage that others need; the one before where it does not apply."""
@@ -230,16 +238,15 @@ class Kitchen:
 
     def fold(self, one: _Candidate) -> _Candidate:
         """BatchNorm into the kernels."""
-        return one.moved(fold_batch_norm(one.fn, one.params, *self.seen[0]))
+        return _network(one.fn, fold_batch_norm(one.fn, one.params, *self.seen[0]))
 
     def expose(self, one: _Candidate) -> _Candidate:
         """A bound for each channel of a clip."""
-        fn, params = expose_clips(one.fn, one.params, *self.seen[0])
-        return _Candidate(fn, params, params)
+        return _network(*expose_clips(one.fn, one.params, *self.seen[0]))
 
     def prune(self, one: _Candidate) -> _Candidate:
         """Dead channels zeroed."""
-        return one.moved(prune_dead_channels(one.fn, one.params, *self.seen[0]))
+        return _network(one.fn, prune_dead_channels(one.fn, one.params, *self.seen[0]))
 
     def equalize(self, one: _Candidate) -> _Candidate:
         """Weight ranges balanced, in every group."""
@@ -261,6 +268,11 @@ class Kitchen:
         """Ranges of activations by another observer."""
         config = replace(self.config, act_observer=observer)
         return replace(one, calibration=calibrate(one.fn, one.floats, self.seen, config))
+
+
+def _network(fn: Function, params: PyTree) -> _Candidate:
+    """A network whose scales have not moved."""
+    return _Candidate(fn, params, params, params)
 
 
 def _kind(stage: str) -> str:

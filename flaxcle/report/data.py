@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +11,7 @@ from flaxcle.tables import Table
 from flaxcle.verify import Equivalence
 
 State = Literal["scaled", "held", "undeclared", "blocked"]
+Hint = Literal["fold", "clips", "undeclared", "correct"]
 Verdict = Literal["good", "fair", "bad", "neutral"]
 
 
@@ -38,7 +38,7 @@ class Node:
 
     Attributes:
         layer: what a person calls it; joins with the tables of ranges and sensitivity.
-        kind: 'input', 'convolution', 'depthwise', 'dense', 'product', 'add' or 'output'.
+        kind: `input`, `convolution`, `depthwise`, `dense`, `product`, `add` or `output`.
         detail: its sizes, in words.
         inputs: the numbers of the earlier nodes whose outputs it reads.
         source: `file:line` of the model's code.
@@ -84,16 +84,15 @@ class Findings:
     Attributes:
         title: of the page.
         config: the arithmetic.
-        headline: from `compare`: the float row, then `before`, `after`, and others.
+        headline: the float row, those of `before` and `after`, then others.
         unchanged: how far the float outputs of `after` are from those of `before`.
         nodes: the network, in program order.
-        ranges: 'before' and 'after'.
+        before, after: the ranges of both, on the grid of `config`.
         sensitivity, memory: of `after`.
         scales: one row for each group.
         blocked: one row for each reason.
         stages: of the recipe.
-        unfolded: how many norms a fold would still absorb.
-        clips: how many clips `expose_clips` would still open for scales.
+        hints: what was found to be left undone: `fold`, `clips`, `undeclared`, `correct`.
     """
 
     title: str
@@ -101,11 +100,11 @@ class Findings:
     headline: Table
     unchanged: Equivalence
     nodes: tuple[Node, ...]
-    ranges: Mapping[str, RangeStatistics]
+    before: RangeStatistics
+    after: RangeStatistics
     sensitivity: Table
     memory: Table
     scales: Table
     blocked: Table
     stages: Table | None
-    unfolded: bool
-    clips: bool
+    hints: frozenset[Hint]

@@ -1,0 +1,123 @@
+"""The questions that a reader comes with, answered from the numbers.
+
+The invariant: an answer only repeats what a table of the same page says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from flaxcle.report.data import Answer, Findings, Verdict
+from flaxcle.tables import Table
+
+AGREEMENT, SQNR, ACCURACY = "agreement %", "SQNR dB", "accuracy %"
+CLOSE, NEAR = 98.0, 90.0  # percent of inputs on which int8 decides as float does
+FINE, USABLE = 30.0, 15.0  # dB, where outputs are no decisions
+SHOWN = 3
+
+
+def answers(findings: Findings) -> Iterator[Answer]:
+    """The answers, in the order in which they are asked."""
+    yield _works(findings)
+    yield _unchanged(findings)
+    yield _hurts(findings)
+    yield _blocked(findings)
+
+
+def best_row(headline: Table) -> int:
+    """The number of the quantized row that is nearest to float, the rows of `before` left out."""
+    scores = headline.column(SQNR)[2:]
+    return 2 + int(np.argmax(scores)) if scores else 1
+
+
+def noise_shares(sensitivity: Table) -> list[tuple[dict[str, object], float]]:
+    """Each place with its share of the noise that all places make alone, the largest first."""
+    rows = [row for row in sensitivity if row["layer"] != "(all)"]
+    power = np.array([10 ** (-row["alone dB"] / 10) for row in rows])
+    total = power.sum()
+    shares = 100 * power / total if total else power
+    return sorted(zip(rows, shares.tolist(), strict=True), key=lambda pair: -pair[1])
+
+
+def place_name(row: dict[str, object]) -> str:
+    """A place in words: 'weights of Conv_3'."""
+    return f"{row['kind']} of {row['layer']}"
+
+
+def _works(findings: Findings) -> Answer:
+    table, best = findings.headline, best_row(findings.headline)
+    before, now = (table.column(SQNR)[k] for k in (1, best))
+    text = f"Quantized outputs are {decibels(now)} from float; before, {decibels(before)}."
+    verdict = _graded(now, FINE, USABLE)
+    if AGREEMENT in table.columns:
+        old, new = (table.column(AGREEMENT)[k] for k in (1, best))
+        verdict = _graded(new, CLOSE, NEAR)
+        text += f" They decide as float on {new:.4g} % of the inputs; before, on {old:.4g} %."
+    if ACCURACY in table.columns:
+        exact, old, new = (table.column(ACCURACY)[k] for k in (0, 1, best))
+        text += f" Accuracy: {exact:.4g} % in float, {old:.4g} % before, {new:.4g} % now."
+    word = {"good": "Yes.", "fair": "Mostly.", "bad": "Not yet."}[verdict]
+    if now <= before:
+        verdict, word = "bad", "No, it gained nothing."
+    return Answer("Did it work?", verdict, f"{word} {text}", "headline")
+
+
+def _graded(value: float, good: float, fair: float) -> Verdict:
+    return "good" if value >= good else "fair" if value >= fair else "bad"
+
+
+def decibels(value: float) -> str:
+    """An SQNR in words."""
+    return "exact" if value == float("inf") else f"{value:.3g} dB"
+
+
+def _unchanged(findings: Findings) -> Answer:
+    found = findings.unchanged
+    if found.identical:
+        verdict, text = "good", "Yes, bit for bit: in float, all outputs are equal."
+    elif found:
+        text = (
+            f"Yes. In float, outputs differ by {found.max_relative:.1e} of the largest at most; "
+            f"rounding alone explains up to {found.tolerance:.1e}."
+        )
+        verdict = "good"
+    else:
+        text = (
+            f"No. In float, outputs differ by {found.max_relative:.1e} of the largest; rounding "
+            f"explains {found.tolerance:.1e} only. Check the spec with check_spec."
+        )
+        verdict = "bad"
+    return Answer("Is my function unchanged?", verdict, text, "headline")
+
+
+def _hurts(findings: Findings) -> Answer:
+    shares = noise_shares(findings.sensitivity)
+    worst = [(row, share) for row, share in shares[:SHOWN] if share > 0]
+    if not worst:
+        text = "None: no place makes noise at the output."
+        return Answer("Which layers still hurt?", "good", text, "sensitivity")
+    named = ", ".join(f"{place_name(row)} ({share:.0f} %)" for row, share in worst)
+    total = sum(share for _, share in worst)
+    even = total < 2 * 100 * len(worst) / len(shares)
+    lead = "None stands out; most noise comes from" if even else "Most noise comes from"
+    text = f"{lead} {named}: {total:.0f} % of what all {len(shares)} places make."
+    return Answer("Which layers still hurt?", "good" if even else "fair", text, "sensitivity")
+
+
+def _blocked(findings: Findings) -> Answer:
+    layers = [node for node in findings.nodes if node.leaf]
+    sides = [side for node in layers for side in (node.reads, node.makes) if side is not None]
+    blocked = [side for side in sides if side.state == "blocked"]
+    held = sum(side.state == "held" for side in sides)
+    moved = sum(side.state == "scaled" for side in sides)
+    text = f"Scales reach {moved} of the {len(sides)} sides of {len(layers)} layers."
+    reasons = dict.fromkeys(side.reason for side in blocked)
+    if blocked:
+        some = "; ".join(list(reasons)[:SHOWN])
+        text += f" {len(blocked)} are blocked: {some}."
+    if held:
+        text += f" {held} are held, as balancing residual sums was measured to do harm."
+    verdict = "good" if len(blocked) <= len(sides) / 4 else "fair"
+    return Answer("What was blocked, and why?", verdict, text, "network")
