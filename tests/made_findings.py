@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from flaxcle.analysis import Histogram, RangeStatistics
@@ -42,10 +44,7 @@ def made_findings(layers: int = 12, channels: int = 48, title: str = "made") -> 
         ),
         scales=Table(
             SCALE_COLUMNS,
-            tuple(
-                (f"{a} -> {b}", 8, 0.5, 0.8, 1.0, 1.5, 3.0, "yes")
-                for a, b in zip(names, names[1:], strict=False)
-            ),
+            tuple((f"{a} -> {b}", 8, 0.5, 0.8, 1.0, 1.5, 3.0, "yes") for a, b in pairwise(names)),
         ),
         blocked=Table(
             BLOCKED_COLUMNS,

@@ -80,14 +80,14 @@ def overview() -> Chart:
     )
 
 
-def ranked(field: str, title: str, data: str) -> Chart:
+def ranked(field: str, title: str, data: str, count: int) -> Chart:
     """Places as bars, in the order of the data."""
     kinds = {"domain": ["weights", "activations"], "range": [AFTER, "var(--other)"]}
     names = ("layer", "kind", "noise %", "alone dB", "without dB", "gain dB")
     return chart(
         title,
         data,
-        {"step": 19},
+        40 + 19 * count,
         mark={"type": "bar", "height": 12},
         encoding={
             "y": {"field": "place", "type": "nominal", "sort": None, "title": None},
@@ -98,14 +98,14 @@ def ranked(field: str, title: str, data: str) -> Chart:
     )
 
 
-def scales() -> Chart:
+def scales(count: int) -> Chart:
     """The spread of each group's scales."""
     fields = ("min", "lower quartile", "median", "upper quartile", "max")
     axis = {"scale": {"type": "log", "base": 2}}
     return chart(
         "The spread of the scales of each group",
         "scales",
-        {"step": 17},
+        40 + 17 * count,
         encoding={
             "y": {"field": "label", "type": "nominal", "sort": None, "title": None},
             "tooltip": [{"field": name} for name in ("group", "channels", *fields)],
@@ -136,7 +136,7 @@ def memory() -> Chart:
     return chart(
         "Bytes of weights and activations, in float and as integers",
         "memory",
-        {"step": 24},
+        110,
         mark={"type": "bar"},
         encoding={
             "y": {"field": "what", "type": "nominal", "sort": None, "title": None},

@@ -2,7 +2,7 @@
 
 Nodes are inputs, contractions, residual adds and outputs; everything between them rides on the
 edges. The invariant: an edge leads from an earlier node to a later one, also out of and into loops
-and branches.
+and branches; what a loop carries to its next turn has none.
 """
 
 from __future__ import annotations

@@ -109,7 +109,8 @@ class _Page:
         tables = {"headline": found.headline, "sensitivity": self.noise, "ranges": self.ranges}
         tables |= {"scales": found.scales, "blocked": found.blocked, "memory": found.memory}
         tables |= {} if found.stages is None else {"stages": found.stages}
-        drawn = {f"chart-{name}": chart for name, chart in _charts().items()}
+        counts = {name: len(rows) for name, rows in datasets.items()}
+        drawn = {f"chart-{name}": chart for name, chart in _charts(counts).items()}
         return as_json({"charts": drawn, "datasets": datasets, "tables": tables})
 
     def _headline(self) -> Markup:
@@ -222,12 +223,13 @@ def _chart(name: str) -> Markup:
     return tag("div", id=f"chart-{name}", class_=f"chart{kind}")
 
 
-def _charts() -> dict[str, Any]:
+def _charts(counts: dict[str, int]) -> dict[str, Any]:
+    alone, left = "% of the noise of all, when quantized alone", "dB won when left in float"
     return {
         "overview": charts.overview(),
-        "noise": charts.ranked("noise %", "% of the noise of all, when quantized alone", "noise"),
-        "gains": charts.ranked("gain dB", "dB won when left in float", "gains"),
-        "scales": charts.scales(),
+        "noise": charts.ranked("noise %", alone, "noise", counts["noise"]),
+        "gains": charts.ranked("gain dB", left, "gains", counts["gains"]),
+        "scales": charts.scales(counts["scales"]),
         "memory": charts.memory(),
         "boxes-before": charts.boxes("before"),
         "boxes-after": charts.boxes("after"),
