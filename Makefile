@@ -13,12 +13,13 @@ OLDEST := .venv-oldest/bin
 NEWEST := .venv-newest/bin
 PIP := -m pip --disable-pip-version-check install -qq
 
-.PHONY: help demo test check bench bench-rivals docs test-oldest test-newest clean
+.PHONY: help demo test browser check bench bench-rivals docs test-oldest test-newest clean
 .NOTPARALLEL:
 
 help:
 	@echo "make demo         int8 on real ImageNet weights, before and after equalization"
 	@echo "make test         the test suite (JOBS=auto processes)"
+	@echo "make browser      the report in chromium; REPORT=page.html opens another page"
 	@echo "make check        format, lint, types, documentation"
 	@echo "make bench        timings next to NumPy and to a plain copy of the parameters"
 	@echo "make bench-rivals the same weights equalized by AIMET, Brevitas and PPQ"
@@ -32,6 +33,11 @@ demo: .venv/demo.done
 
 test: .venv/dev.done
 	$(BIN)/python -m pytest -q -n $(JOBS)
+
+browser: .venv/dev.done
+	@for tool in chromium chromedriver; do command -v $$tool > /dev/null || { \
+		echo "There is no $$tool: apt install chromium chromium-driver, for the browser tests"; exit 1; }; done
+	$(BIN)/python -m pytest -q -m browser tests/test_report_browser.py
 
 check: .venv/dev.done .venv/docs.done
 	$(BIN)/ruff format --check .
@@ -80,7 +86,7 @@ clean:
 	@echo "Creating .venv-oldest with the oldest supported jax"
 	@rm -rf .venv-oldest
 	@$(PYTHON) -m venv .venv-oldest
-	@$(OLDEST)/python $(PIP) -c constraints-oldest.txt -e '.[cli]' pytest
+	@$(OLDEST)/python $(PIP) -c constraints-oldest.txt -e '.[cli,plot,report]' pytest
 	@touch $@
 
 .venv-newest/newest.done: pyproject.toml constraints-newest.txt

@@ -91,7 +91,7 @@ def _ranges(names: list[str], channels: int, seed: int) -> RangeStatistics:
 
 
 def _histogram(rng: np.random.Generator) -> Histogram:
-    return Histogram(0.01, -127, 1, rng.poisson(50, 255), 3, 0, 2)
+    return Histogram(0.01, -127, 1, rng.poisson(50, 255), 3, 0, zeros=2, vanished=48)
 
 
 def _sensitivity(names: list[str]) -> Table:

@@ -37,7 +37,7 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 DECLARED_CORE = ("spec", "solve", "apply")
 ANALYSIS = {"jaxpr", "rules", "discover"}
 JAX_INSIDES = ("jax.extend", "jax.core", "jax._src")
-EXTRAS = ("matplotlib", "pandas", "rich", "safetensors")
+EXTRAS = ("matplotlib", "pandas", "rich", "safetensors", "vl_convert", "itables")
 
 
 def module_name(file: Path) -> str:

@@ -2,8 +2,8 @@
 
     python examples/fashion_mnist/run.py [--out FOLDER]
 
-Prints accuracy, agreement with float and SQNR on 2,000 test images; writes them as JSON, and two
-pictures, to FOLDER. Invariant: no test image is used for anything but the table.
+Prints accuracy, agreement with float and SQNR on 2,000 test images; writes them as JSON, two
+pictures and a report to FOLDER. Invariant: no test image is used for anything but the table.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from train_head import CLASSES, HEAD
 BATCH = 50
 CALIBRATION_BATCH = 64
 CORRECTION_BATCHES = 4
+PROBES = 8
 PICTURED = "block1a/depthwise"
 PER_TENSOR = fc.QuantConfig()
 PER_CHANNEL = fc.QuantConfig(weight_granularity="per_channel")
@@ -122,6 +123,34 @@ def kernels(params: Params) -> dict[str, np.ndarray]:
     return {name: kernel(name) for name in layer_names()}
 
 
+def write_report(
+    path: Path, rows: dict[str, Network], table: Table, batches: list[jax.Array]
+) -> Path:
+    """The report on equalization; layers are looked at one by one on a few images."""
+    before, after, corrected = (
+        rows[name]
+        for name in (
+            "int8 per tensor",
+            "int8 after equalization",
+            "int8 after equalization and bias correction",
+        )
+    )
+    return fc.report(
+        before.fn,
+        before.params,
+        after.params,
+        batches[:CORRECTION_BATCHES],
+        PER_TENSOR,
+        path=path,
+        after_fn=after.fn,
+        corrected=corrected.params,
+        spec=fc.Spec.from_pairs(PAIRS, after.params),
+        headline=table,
+        probes=[batches[0][:PROBES]],
+        title="EfficientNet-Lite0 on Fashion-MNIST",
+    )
+
+
 def evaluate(rows: dict[str, Network], images: np.ndarray, progress: Progress) -> dict[str, Any]:
     """The logits of each network."""
     logits = {}
@@ -144,20 +173,23 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     start, data = time.monotonic(), np.load(DATA)
     with Progress() as progress:
-        task = progress.add_task("reading", total=5)
+        task = progress.add_task("reading", total=6)
         images = preprocess(data["calibration_images"])
         batches = list(images.reshape(-1, CALIBRATION_BATCH, *images.shape[1:]))
         rows = networks(batches, lambda text: progress.update(task, advance=1, description=text))
-        progress.update(task, advance=1, description="networks are ready")
+        progress.update(task, advance=1, description="evaluating")
         logits = evaluate(rows, data["test_images"], progress)
-    table = fc.compare(logits.pop("float"), logits, data["test_labels"])
+        table = fc.compare(logits.pop("float"), logits, data["test_labels"])
+        progress.update(task, description="writing the report")
+        report = write_report(out / "report.html", rows, table, batches)
+        progress.update(task, advance=1, description="done")
     before, after = (kernels(rows[k].params) for k in ("float", "int8 after equalization"))
     pictures = save_pictures(out, before, after, PICTURED)
     seconds = time.monotonic() - start
     (out / "numbers.json").write_text(as_json(table, seconds))
     console = Console()
     console.print(f"{table}\n\n{seconds:.0f} s", markup=False, highlight=False)
-    for path in [out / "numbers.json", *pictures]:
+    for path in [report, out / "numbers.json", *pictures]:
         console.print(path, highlight=False)
 
 

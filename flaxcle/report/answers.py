@@ -116,8 +116,8 @@ def _blocked(findings: Findings) -> Answer:
     reasons = dict.fromkeys(side.reason for side in blocked)
     if blocked:
         some = "; ".join(list(reasons)[:SHOWN])
-        text += f" {len(blocked)} are blocked: {some}."
+        text += f" Blocked: {len(blocked)} ({some})."
     if held:
-        text += f" {held} are held, as balancing residual sums was measured to do harm."
+        text += f" Held: {held}, as balancing residual sums was measured to do harm."
     verdict = "good" if len(blocked) <= len(sides) / 4 else "fair"
     return Answer("What was blocked, and why?", verdict, text, "network")

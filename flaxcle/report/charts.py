@@ -207,11 +207,11 @@ def steps(kind: str) -> Chart:
             {"flatten": ["step", "share"]},
             {
                 "calculate": "datum.step < datum.low || datum.step > datum.high ? 'clipped' : "
-                "datum.step === 0 ? 'under half a step' : 'on the grid'",
+                "datum.step === 0 && datum.width === 1 ? 'under half a step' : 'on the grid'",
                 "as": "fate",
             },
-            {"calculate": "datum.step - 0.5", "as": "left"},
-            {"calculate": "datum.step + 0.5", "as": "right"},
+            {"calculate": "datum.step - datum.width / 2", "as": "left"},
+            {"calculate": "datum.step + datum.width / 2", "as": "right"},
         ],
         encoding={"tooltip": [{"field": name} for name in ("state", "step", "share", "fate")]},
         layer=[

@@ -224,7 +224,7 @@ def _chart(name: str) -> Markup:
 
 
 def _charts(counts: dict[str, int]) -> dict[str, Any]:
-    alone, left = "% of the noise of all, when quantized alone", "dB won when left in float"
+    alone, left = "alone: % of all noise", "left in float: dB won"
     return {
         "overview": charts.overview(),
         "noise": charts.ranked("noise %", alone, "noise", counts["noise"]),

@@ -19,6 +19,7 @@ from flaxcle.tables import Table
 
 MOST_CHANNELS = 256
 DIGITS = 3
+APART = 3  # steps: clipped values are drawn beside the grid
 STATES = ("before", "after")
 FIVE = ("min", "q1", "median", "q3", "max")
 COLUMNS = (
@@ -124,11 +125,12 @@ def _steps(histogram: Histogram) -> dict[str, Any]:
         counts[-histogram.first] -= histogram.zeros
     steps = (histogram.first + np.arange(counts.size)) * histogram.width
     low, high = int(steps[0]), int(steps[-1])
-    steps = np.array([low - 3, *steps, high + 3])
+    steps = np.array([low - APART, *steps, high + APART])
     counts = np.array([histogram.below, *counts, histogram.above])
     kept = counts > 0
     shares = rounded(100 * counts[kept] / total).tolist()
-    return {"low": low, "high": high, "step": steps[kept].tolist(), "share": shares}
+    width = histogram.width
+    return {"low": low, "high": high, "width": width, "step": steps[kept].tolist(), "share": shares}
 
 
 def overview_rows(findings: Findings) -> Iterator[dict[str, Any]]:
