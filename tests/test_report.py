@@ -15,6 +15,7 @@ import pytest
 import flaxcle as fc
 from flaxcle.errors import CalibrationError, ConfigError, FlaxcleError
 from flaxcle.jaxpr import trace
+from flaxcle.paths import named_leaves, strip_collection
 from flaxcle.quantize.plan import make_plan
 from flaxcle.report import assets
 from flaxcle.report.advice import advices
@@ -295,8 +296,6 @@ def test_scales_are_read_off_the_leaves(name):
 
 
 def named(tree):
-    from flaxcle.paths import named_leaves, strip_collection
-
     return {strip_collection(path): leaf for path, leaf in named_leaves(tree).items()}
 
 

@@ -6,6 +6,7 @@ The invariant: an answer only repeats what a table of the same page says.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def best_row(headline: Table) -> int:
     return 2 + int(np.argmax(scores)) if scores else 1
 
 
-def noise_shares(sensitivity: Table) -> list[tuple[dict[str, object], float]]:
+def noise_shares(sensitivity: Table) -> list[tuple[dict[str, Any], float]]:
     """Each place with its share of the noise that all places make alone, the largest first."""
     rows = [row for row in sensitivity if row["layer"] != "(all)"]
     power = np.array([10 ** (-row["alone dB"] / 10) for row in rows])
@@ -41,7 +42,7 @@ def noise_shares(sensitivity: Table) -> list[tuple[dict[str, object], float]]:
     return sorted(zip(rows, shares.tolist(), strict=True), key=lambda pair: -pair[1])
 
 
-def place_name(row: dict[str, object]) -> str:
+def place_name(row: dict[str, Any]) -> str:
     """A place in words: 'weights of Conv_3'."""
     return f"{row['kind']} of {row['layer']}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import jax
@@ -45,7 +46,7 @@ def gather(
         title=title,
         config=after.config,
         headline=headline or measured_headline(subject, floats, labels),
-        unchanged=difference(sum(floats, []), sum(moved, [])),
+        unchanged=difference(list(chain(*floats)), list(chain(*moved))),
         nodes=nodes,
         before=_ranges(subject.before, subject),
         after=_ranges(after, subject),

@@ -1,31 +1,22 @@
 """The page: findings as one HTML document.
 
-The invariant: all that was measured stands in one JSON element, from which the charts are drawn and
-which the reader can save; tables are plain HTML that needs no script to be read.
+The invariant: answers, advice, tables and the network are plain HTML, which needs no script.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from flaxcle.report import charts
 from flaxcle.report.advice import advices
-from flaxcle.report.answers import answers, noise_shares
+from flaxcle.report.answers import answers
 from flaxcle.report.assets import own, tables_module, vega_script
 from flaxcle.report.data import Findings, Node, Side
 from flaxcle.report.headline import arithmetic
-from flaxcle.report.html import Markup, as_json, data_table, joined, short, shown, tag
-from flaxcle.report.places import (
-    Place,
-    box_rows,
-    find_places,
-    overview_rows,
-    range_table,
-    step_rows,
-)
+from flaxcle.report.html import Markup, as_json, data_table, joined, shown, tag
+from flaxcle.report.numbers import noise_table, numbers
+from flaxcle.report.places import Place, find_places, range_table
 from flaxcle.report.rails import Rails
-from flaxcle.tables import Table
 
 SECTIONS = {
     "next": "What to do next",
@@ -38,8 +29,6 @@ SECTIONS = {
     "memory": "Memory",
     "stages": "Stages",
 }
-RANKED = 25
-MIB = 2.0**20
 WORDS = {
     "scaled": "scaled",
     "held": "held",
@@ -57,7 +46,7 @@ class _Page:
     def __init__(self, findings: Findings) -> None:
         self.findings = findings
         self.places = find_places(findings.nodes, findings.after)
-        self.noise = _noise_table(findings.sensitivity)
+        self.noise = noise_table(findings.sensitivity)
         self.ranges = range_table(findings)
 
     def document(self) -> str:
@@ -76,7 +65,12 @@ class _Page:
             "body",
             tag("header", *self._top(present)),
             tag("main", *(_section(name, body) for name, body in present.items())),
-            tag("script", self._numbers(), type="application/json", id="numbers"),
+            tag(
+                "script",
+                numbers(self.findings, self.places, self.noise, self.ranges),
+                type="application/json",
+                id="numbers",
+            ),
             tag("script", Markup(vega_script())),
             tag("script", imports, type="importmap"),
             tag("script", Markup(own("glue.js")), type="module"),
@@ -92,26 +86,6 @@ class _Page:
         yield tag("p", f"{words}. Charts and tables are drawn from ", save, ".", class_="soft")
         yield tag("nav", tag("ul", *links), aria_label="Sections")
         yield tag("ul", *map(_answer, answers(self.findings)), class_="answers")
-
-    def _numbers(self) -> Markup:
-        """The data of the charts, their specifications, and the tables."""
-        found = self.findings
-        ranges = {"before": found.before, "after": found.after}
-        datasets = {
-            "overview": list(overview_rows(found)),
-            "noise": _ranked(self.noise, "noise %"),
-            "gains": _ranked(self.noise, "gain dB"),
-            "scales": list(_labelled(found.scales, "group")),
-            "memory": list(_memory_rows(found.memory)),
-            "boxes": list(box_rows(self.places, ranges)),
-            "steps": list(step_rows(self.places, ranges)),
-        }
-        tables = {"headline": found.headline, "sensitivity": self.noise, "ranges": self.ranges}
-        tables |= {"scales": found.scales, "blocked": found.blocked, "memory": found.memory}
-        tables |= {} if found.stages is None else {"stages": found.stages}
-        counts = {name: len(rows) for name, rows in datasets.items()}
-        drawn = {f"chart-{name}": chart for name, chart in _charts(counts).items()}
-        return as_json({"charts": drawn, "datasets": datasets, "tables": tables})
 
     def _headline(self) -> Markup:
         table = data_table("headline-table", self.findings.headline, "Float against integers")
@@ -205,7 +179,9 @@ class _Page:
 
     def _stages(self) -> Markup | None:
         stages = self.findings.stages
-        return stages and data_table("stages-table", stages, "The stages of the recipe")
+        if stages is None:
+            return None
+        return data_table("stages-table", stages, "The stages of the recipe")
 
 
 def _section(name: str, body: Markup) -> Markup:
@@ -221,55 +197,6 @@ def _answer(answer: Any) -> Markup:
 def _chart(name: str) -> Markup:
     kind = " of-weights" if name.startswith("boxes") or name.endswith("-weights") else ""
     return tag("div", id=f"chart-{name}", class_=f"chart{kind}")
-
-
-def _charts(counts: dict[str, int]) -> dict[str, Any]:
-    alone, left = "alone: % of all noise", "left in float: dB won"
-    return {
-        "overview": charts.overview(),
-        "noise": charts.ranked("noise %", alone, "noise", counts["noise"]),
-        "gains": charts.ranked("gain dB", left, "gains", counts["gains"]),
-        "scales": charts.scales(counts["scales"]),
-        "memory": charts.memory(),
-        "boxes-before": charts.boxes("before"),
-        "boxes-after": charts.boxes("after"),
-        "steps-weights": charts.steps("weights"),
-        "steps-activations": charts.steps("activations"),
-    }
-
-
-def _noise_table(sensitivity: Table) -> Table:
-    """The places with their share of the noise, the noisiest first."""
-    names = ("layer", "kind", "noise %", "alone dB", "without dB", "gain dB")
-    rows = (
-        (row["layer"], row["kind"], share, *(row[name] for name in names[3:]))
-        for row, share in noise_shares(sensitivity)
-    )
-    return Table(names, tuple(rows))
-
-
-def _ranked(noise: Table, measure: str) -> list[dict[str, Any]]:
-    """The places that lead by a measure, with labels that fit beside a bar."""
-    rows = sorted(noise, key=lambda row: -row[measure])[:RANKED]
-    labels = short([row["layer"] for row in rows])
-    marks = {"weights": "", "activations": ", in"}
-    pairs = zip(rows, labels, strict=True)
-    return [{**row, "place": label + marks[row["kind"]]} for row, label in pairs]
-
-
-def _labelled(table: Table, column: str) -> Iterator[dict[str, Any]]:
-    """The rows with numbers, with labels that fit."""
-    labels = short(table.column(column))
-    for row, label in zip(table, labels, strict=True):
-        if row["median"] is not None:
-            yield {**row, "label": label}
-
-
-def _memory_rows(table: Table) -> Iterator[dict[str, Any]]:
-    total = next(row for row in table if row["layer"] == "(all)")
-    for what in ("weights", "activations"):
-        for word, column in (("float", "float"), ("integer", "int")):
-            yield {"what": what, "as": word, "MiB": total[f"{what} {column} B"] / MIB}
 
 
 def _described(node: Node, pick: int | None, rails: Rails) -> Markup:

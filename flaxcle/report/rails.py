@@ -94,7 +94,7 @@ def _last_readers(nodes: Sequence[Node]) -> dict[int, int]:
 def _lanes(last: dict[int, int]) -> dict[int, int]:
     """A free lane for each source, from its row to its last reader's."""
     lanes: dict[int, int] = {}
-    for source, end in sorted(last.items()):
+    for source in sorted(last):
         taken = {lane for other, lane in lanes.items() if last[other] >= source}
         lanes[source] = next(lane for lane in range(1, len(last) + 1) if lane not in taken)
     return lanes
