@@ -123,30 +123,21 @@ def kernels(params: Params) -> dict[str, np.ndarray]:
     return {name: kernel(name) for name in layer_names()}
 
 
-def write_report(
-    path: Path, rows: dict[str, Network], table: Table, batches: list[jax.Array]
-) -> Path:
+def write_report(path: Path, rows: dict[str, Network], table: Table, x: list[jax.Array]) -> Path:
     """The report on equalization; layers are looked at one by one on a few images."""
-    before, after, corrected = (
-        rows[name]
-        for name in (
-            "int8 per tensor",
-            "int8 after equalization",
-            "int8 after equalization and bias correction",
-        )
-    )
+    first, after, corrected = list(rows.values())[1:4]
+    _, before = fc.expose_clips(first.fn, first.params, x[0])
     return fc.report(
-        before.fn,
-        before.params,
+        after.fn,
+        before,
         after.params,
-        batches[:CORRECTION_BATCHES],
+        x[:CORRECTION_BATCHES],
         PER_TENSOR,
         path=path,
-        after_fn=after.fn,
         corrected=corrected.params,
         spec=fc.Spec.from_pairs(PAIRS, after.params),
         headline=table,
-        probes=[batches[0][:PROBES]],
+        probes=[x[0][:PROBES]],
         title="EfficientNet-Lite0 on Fashion-MNIST",
     )
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flaxcle.report.answers import best_row, noise_shares
+from flaxcle.report.answers import WORTH, best_row, noise_shares
 from flaxcle.report.data import Advice, Findings
 from flaxcle.tables import Table
 
-WORTH = 1.0  # dB: what is gained by less is within what calibration data change
 LOPSIDED = 3.0  # dB between weights and activations, from which one of them limits
 CLIPPED = 1.0  # percent
 

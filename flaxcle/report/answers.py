@@ -17,6 +17,7 @@ AGREEMENT, SQNR, ACCURACY = "agreement %", "SQNR dB", "accuracy %"
 CLOSE, NEAR = 98.0, 90.0  # percent of inputs on which int8 decides as float does
 FINE, USABLE = 30.0, 15.0  # dB, where outputs are no decisions
 SHOWN = 3
+WORTH = 1.0  # dB: what is gained by less is within what calibration data change
 
 
 def answers(findings: Findings) -> Iterator[Answer]:
@@ -28,9 +29,9 @@ def answers(findings: Findings) -> Iterator[Answer]:
 
 
 def best_row(headline: Table) -> int:
-    """The number of the quantized row that is nearest to float, the rows of `before` left out."""
+    """The first row behind `before` that is as near to float as any, but for a decibel."""
     scores = headline.column(SQNR)[2:]
-    return 2 + int(np.argmax(scores)) if scores else 1
+    return 2 + int(np.argmax([score >= max(scores) - WORTH for score in scores])) if scores else 1
 
 
 def noise_shares(sensitivity: Table) -> list[tuple[dict[str, Any], float]]:
@@ -109,16 +110,16 @@ def _hurts(findings: Findings) -> Answer:
 
 def _blocked(findings: Findings) -> Answer:
     layers = [node for node in findings.nodes if node.leaf]
-    sides = [side for node in layers for side in (node.reads, node.makes) if side is not None]
-    blocked = [side for side in sides if side.state == "blocked"]
-    held = sum(side.state == "held" for side in sides)
-    moved = sum(side.state == "scaled" for side in sides)
-    text = f"Scales reach {moved} of the {len(sides)} sides of {len(layers)} layers."
-    reasons = dict.fromkeys(side.reason for side in blocked)
+    sides = [(node.layer, side) for node in layers for side in (node.reads, node.makes) if side]
+    blocked = {layer: side.reason for layer, side in sides if side.state == "blocked"}
+    held = sum(side.state == "held" for _, side in sides)
+    moved = sum(side.state == "scaled" for _, side in sides)
+    text = f"Scales pass {moved} of {len(sides)} inputs and outputs of {len(layers)} layers."
     if blocked:
-        some = "; ".join(list(reasons)[:SHOWN])
-        text += f" Blocked: {len(blocked)} ({some})."
+        named = "; ".join(f"{layer}: {reason}" for layer, reason in list(blocked.items())[:SHOWN])
+        rest = len(blocked) - SHOWN
+        text += f" Blocked are {named}" + (f"; and {rest} more layers." if rest > 0 else ".")
     if held:
-        text += f" Held: {held}, as balancing residual sums was measured to do harm."
+        text += f" {held} are held back, as balancing residual sums was measured to do harm."
     verdict = "good" if len(blocked) <= len(sides) / 4 else "fair"
     return Answer("What was blocked, and why?", verdict, text, "network")

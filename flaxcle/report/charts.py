@@ -101,7 +101,7 @@ def ranked(field: str, title: str, data: str, count: int) -> Chart:
 def scales(count: int) -> Chart:
     """The spread of each group's scales."""
     fields = ("min", "lower quartile", "median", "upper quartile", "max")
-    axis = {"scale": {"type": "log", "base": 2}}
+    axis = {"scale": {"type": "log", "base": 2}, "axis": {"format": ".2~g"}}
     return chart(
         "The spread of the scales of each group",
         "scales",
@@ -155,8 +155,9 @@ def boxes(state: str) -> Chart:
     """The weights of each channel of the chosen layer, in steps of its grid."""
     color = BEFORE if state == "before" else AFTER
     fields = ("channel", "min", "q1", "median", "q3", "max")
-    wide = {"x": number("left", "output channel"), "x2": {"field": "right"}}
-    thin = {"x": number("channel", "output channel")}
+    tight = {"scale": {"nice": False, "zero": False}}
+    wide = {"x": number("left", "output channel", **tight), "x2": {"field": "right"}}
+    thin = {"x": number("channel", "output channel", **tight)}
     return chart(
         f"Box plot of the weights of each output channel, {state}, in steps of the integer grid",
         "boxes",
@@ -194,7 +195,8 @@ def steps(kind: str) -> Chart:
         "domain": ["on the grid", "under half a step", "clipped"],
         "range": [AFTER, "var(--other)", BAD],
     }
-    share = {"scale": {"type": "log", "domain": [LOWEST, 100], "clamp": True}}
+    powers = {"values": [LOWEST, 0.01, 0.1, 1, 10, 100]}
+    share = {"scale": {"type": "log", "domain": [LOWEST, 100], "clamp": True}, "axis": powers}
     here = f"datum.place == place && datum.kind === '{kind}'"
     return chart(
         f"Histogram of the {kind} on the integer grid: bars after, ticks before",

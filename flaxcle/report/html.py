@@ -57,7 +57,7 @@ def data_table(name: str, table: Table, caption: str) -> Markup:
     """A table that can be sorted, filtered, and downloaded as CSV."""
     numeric = [not any(isinstance(row[k], str) for row in table.rows) for k in _columns(table)]
     head = (
-        tag("th", column, scope="col", class_="number" if number else None)
+        tag("th", column or "network", scope="col", class_="number" if number else None)
         for column, number in zip(table.columns, numeric, strict=True)
     )
     body = (tag("tr", *map(_cell, row)) for row in table.rows)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from flaxcle.paths import parent
 from flaxcle.report import charts
 from flaxcle.report.answers import noise_shares
 from flaxcle.report.data import Findings
@@ -16,6 +17,7 @@ from flaxcle.report.places import Place, box_rows, overview_rows, step_rows
 from flaxcle.tables import Table
 
 RANKED = 25
+GROUP_LENGTH = 32
 MIB = 2.0**20
 
 
@@ -33,7 +35,7 @@ def numbers(found: Findings, places: Sequence[Place], noise: Table, tensors: Tab
         "overview": list(overview_rows(found)),
         "noise": _ranked(noise, "noise %"),
         "gains": _ranked(noise, "gain dB"),
-        "scales": list(_labelled(found.scales, "group")),
+        "scales": list(_labelled(found.scales)),
         "memory": list(_memory_rows(found.memory)),
         "boxes": list(box_rows(places, ranges)),
         "steps": list(step_rows(places, ranges)),
@@ -80,12 +82,19 @@ def _ranked(noise: Table, measure: str) -> list[dict[str, Any]]:
     return [{**row, "place": label + marks[row["kind"]]} for row, label in pairs]
 
 
-def _labelled(table: Table, column: str) -> Iterator[dict[str, Any]]:
-    """The rows with numbers, with labels that fit."""
-    labels = short(table.column(column))
-    for row, label in zip(table, labels, strict=True):
+def _labelled(scales: Table) -> Iterator[dict[str, Any]]:
+    """The groups whose scales are known, with labels that fit."""
+    labels = short([_without_repeat(name) for name in scales.column("group")], GROUP_LENGTH)
+    for row, label in zip(scales, labels, strict=True):
         if row["median"] is not None:
             yield {**row, "label": label}
+
+
+def _without_repeat(group: str) -> str:
+    """'block/a -> block/b' as 'block/a -> b'."""
+    first, arrow, second = group.partition(" -> ")
+    module = parent(first) + "/"
+    return first + arrow + second.removeprefix(module)
 
 
 def _memory_rows(table: Table) -> Iterator[dict[str, Any]]:

@@ -16,6 +16,8 @@ from flaxcle.spec import Group, Spec
 
 ORDER: tuple[State, ...] = ("scaled", "undeclared", "held", "blocked")
 
+FROM_INPUT = "it reads the network's input, which must not change"
+
 
 def with_sides(nodes: Sequence[Node], spec: Spec, found: Spec) -> tuple[Node, ...]:
     """The nodes with their sides; those without a weight pass on what reaches them.
@@ -30,7 +32,8 @@ def with_sides(nodes: Sequence[Node], spec: Spec, found: Spec) -> tuple[Node, ..
     done: list[Node] = []
     for node in nodes:
         makers = [done[k].makes for k in node.inputs]
-        done.append(layers.sided(node) if node.leaf else _passed(node, makers))
+        kinds = {nodes[k].kind for k in node.inputs}
+        done.append(layers.sided(node, kinds == {"input"}) if node.leaf else _passed(node, makers))
     return tuple(done)
 
 
@@ -52,9 +55,12 @@ class _Layers:
         self.blocked = {(row.path, row.axis): row for row in found.blocked}
         self.weights = weights
 
-    def sided(self, node: Node) -> Node:
-        """A layer with the sides of its weight."""
-        return replace(node, reads=self._reads(node), makes=self._makes(node))
+    def sided(self, node: Node, first: bool) -> Node:
+        """A layer with the sides of its weight; the `first` ones read an input."""
+        reads = self._reads(node)
+        if first and reads is not None and reads.state == "blocked":
+            reads = replace(reads, reason=FROM_INPUT, source="")
+        return replace(node, reads=reads, makes=self._makes(node))
 
     def _reads(self, node: Node) -> Side | None:
         sides = [
