@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxcle.analysis import memory_table, range_statistics, sensitivity
+from flaxcle.analysis import RangeStatistics, memory_table, range_statistics, sensitivity
 from flaxcle.clips import expose_clips
 from flaxcle.discover import find_spec
 from flaxcle.errors import FoldError, TraceError
@@ -42,14 +42,15 @@ def gather(
     found = find_spec(after.fn, after.params, *first)
     used = spec or found
     nodes = with_sides(_nodes(after, first), used, found)
+    ranges = _ranges(after, subject)
     return Findings(
         title=title,
         config=after.config,
         headline=headline or measured_headline(subject, floats, labels),
         unchanged=difference(list(chain(*floats)), list(chain(*moved))),
         nodes=nodes,
-        before=_ranges(subject.before, subject),
-        after=_ranges(after, subject),
+        before=named_alike(_ranges(subject.before, subject), ranges),
+        after=ranges,
         sensitivity=sensitivity(
             after.fn, after.params, subject.probes, after.config, after.calibration
         ),
@@ -66,10 +67,26 @@ def _nodes(network: Network, inputs: tuple[Any, ...]) -> tuple[Node, ...]:
     return read_network(program, make_plan(program))
 
 
-def _ranges(network: Network, subject: Subject) -> Any:
+def _ranges(network: Network, subject: Subject) -> RangeStatistics:
     return range_statistics(
         network.fn, network.params, subject.probes, network.config, network.calibration
     )
+
+
+def named_alike(before: RangeStatistics, after: RangeStatistics) -> RangeStatistics:
+    """`before` with the names of `after`: `expose_clips` takes the scopes from residual sums."""
+    names: dict[str, str] = {}
+    tables = []
+    for old, new in ((before.weights, after.weights), (before.activations, after.activations)):
+        if len(old) != len(new):
+            return before
+        names |= dict(zip(old.column("name"), new.column("name"), strict=True))
+        rows = (theirs[:2] + ours[2:] for ours, theirs in zip(old.rows, new.rows, strict=True))
+        tables.append(Table(old.columns, tuple(rows)))
+    channels = {names[name]: values for name, values in before.channels.items()}
+    histograms = {names[name]: found for name, found in before.histograms.items()}
+    weights, activations = tables
+    return RangeStatistics(weights, activations, channels, histograms)
 
 
 def blocked_table(blocked: Iterable[Blocked]) -> Table:

@@ -48,7 +48,8 @@ class _Reader:
         weight = next((k for k, quantizer in quantizers.items() if quantizer.weight), None)
         if weight is None:
             kind = "add" if op in self.flow.residual else "product"
-            return Node(self.plan.layers[op], kind, "", inputs, op.source)
+            read = " and ".join(self.found[k].layer for k in inputs)
+            return Node(self.plan.layers[op], kind, f"of {read}", inputs, op.source)
         quantizer, fact = quantizers[weight], self.flow[op.inputs[weight]]
         kind, detail = _described(op, weight, quantizer)
         axes = [fact.view[k] for k in quantizer.channel_axes if k < len(fact.view)]
