@@ -21,6 +21,7 @@ from flaxcle.report import assets
 from flaxcle.report.advice import advices
 from flaxcle.report.answers import answers, best_row, noise_shares
 from flaxcle.report.factors import scales_between
+from flaxcle.report.gather import named_alike
 from flaxcle.report.network import read_network
 from flaxcle.report.page import render
 from flaxcle.report.rails import Rails
@@ -200,6 +201,19 @@ def test_noise_shares_add_up():
     assert [row["alone dB"] for row, _ in shares] == sorted(row["alone dB"] for row, _ in shares)
 
 
+def test_a_loss_is_not_recommended():
+    rows = (("float", float("inf")), ("int8", 30.0), ("after", 10.0), ("corrected", 20.0))
+    findings = replace(made_findings(), headline=Table(("", "SQNR dB"), rows), hints=frozenset())
+    assert texts(findings)["Did it work?"][0] == "bad"
+    assert next(advices(findings)).text.startswith("Keep the params from before: they are 10.0 dB")
+
+
+def test_a_better_row_is_recommended():
+    rows = (("float", float("inf")), ("int8", 5.0), ("after", 10.0), ("corrected", 20.0))
+    findings = replace(made_findings(), headline=Table(("", "SQNR dB"), rows), hints=frozenset())
+    assert next(advices(findings)).text.startswith("Deploy \u201ccorrected\u201d")
+
+
 def test_best_row_is_that_with_the_least_noise():
     rows = (("float", float("inf")), ("int8", 30.0), ("after", 10.0), ("corrected", 20.0))
     assert best_row(Table(("", "SQNR dB"), rows)) == 3
@@ -318,6 +332,24 @@ def test_report_of_a_recipe(tmp_path):
     outline = Outline(path.read_text(encoding="utf-8"))
     assert "stages" in outline.ids
     assert "int8, the recipe" in outline.text["td"]
+
+
+def test_names_of_before_follow_those_of_after():
+    after = made_findings().after
+    other = Table(
+        after.activations.columns,
+        tuple(("x", f"x{k}", *row[2:]) for k, row in enumerate(after.activations.rows)),
+    )
+    histograms = dict(
+        zip(
+            [*after.weights.column("name"), *other.column("name")],
+            after.histograms.values(),
+            strict=True,
+        )
+    )
+    before = replace(after, activations=other, histograms=histograms)
+    assert named_alike(before, after).activations.column("name") == after.activations.column("name")
+    assert named_alike(before, after).histograms.keys() == after.histograms.keys()
 
 
 def test_report_needs_a_batch():

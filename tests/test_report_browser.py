@@ -24,6 +24,7 @@ FLAGS = (
 )
 OWN = ("data:", "blob:", "chrome:")  # of the page itself, and of the browser before it
 DRAWN = 9
+SORTED = "document.querySelector('#sensitivity-table th[aria-sort={}]') !== null"
 WAIT = 30  # seconds, at most
 
 
@@ -127,10 +128,12 @@ def test_table_sorts_by_a_click_and_by_the_keyboard(browser):
     heading = browser.find_elements(By.CSS_SELECTOR, "#sensitivity-table th")[3]
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", heading)
     heading.click()
+    until(browser, SORTED.format("ascending"))
     rising = numbers_of(browser, "sensitivity-table", 3)
     assert rising == sorted(rising)
     assert rising[0] < rising[-1]
     heading.find_element(By.CSS_SELECTOR, "[tabindex='0']").send_keys(Keys.ENTER)
+    until(browser, SORTED.format("descending"))
     assert numbers_of(browser, "sensitivity-table", 3) == rising[::-1]
 
 

@@ -55,11 +55,19 @@ def advices(findings: Findings) -> Iterator[Advice]:
 def _better_row(headline: Table) -> Iterator[Advice]:
     """When another row of the first table beats `after`."""
     rows, best = list(headline), best_row(headline)
-    if len(rows) < 4 or best == 2:
-        return
-    gain = rows[best]["SQNR dB"] - rows[2]["SQNR dB"]
-    if gain > WORTH:
-        yield Advice(f"Deploy \u201c{rows[best]['']}\u201d: it is {gain:.1f} dB nearer to float.")
+    lost = rows[1]["SQNR dB"] - rows[best]["SQNR dB"]
+    if best > 1 and lost > 0:
+        yield Advice(
+            f"Keep the params from before: they are {lost:.1f} dB better in integers. Scales that "
+            "follow the activations may do what those of weights don't.",
+            "params = fc.equalize(params, spec, ranges=calibration)",
+        )
+    elif best > 2:
+        gain = rows[best]["SQNR dB"] - rows[2]["SQNR dB"]
+        yield Advice(
+            f"Deploy \u201c{rows[best]['']}\u201d: its SQNR is {gain:.1f} dB above that of "
+            f"\u201c{rows[2]['']}\u201d."
+        )
 
 
 def _limit(findings: Findings) -> Iterator[Advice]:

@@ -51,7 +51,7 @@ def place_name(row: dict[str, Any]) -> str:
 def _works(findings: Findings) -> Answer:
     table, best = findings.headline, best_row(findings.headline)
     before, now = (table.column(SQNR)[k] for k in (1, best))
-    text = f"Quantized outputs are {decibels(now)} from float; before, {decibels(before)}."
+    text = f"Quantized outputs have an SQNR of {decibels(now)}; before, {decibels(before)}."
     verdict = _graded(now, FINE, USABLE)
     if AGREEMENT in table.columns:
         old, new = (table.column(AGREEMENT)[k] for k in (1, best))
@@ -72,7 +72,7 @@ def _graded(value: float, good: float, fair: float) -> Verdict:
 
 def decibels(value: float) -> str:
     """An SQNR in words."""
-    return "exact" if value == float("inf") else f"{value:.3g} dB"
+    return "\u221e dB" if value == float("inf") else f"{value:.3g} dB"
 
 
 def _unchanged(findings: Findings) -> Answer:
