@@ -32,6 +32,7 @@ demo: .venv/demo.done
 	$(BIN)/python examples/fashion_mnist/run.py
 
 test: .venv/dev.done
+	@echo "Without the browser tests, which need chromium: make browser"
 	$(BIN)/python -m pytest -q -n $(JOBS)
 
 browser: .venv/dev.done

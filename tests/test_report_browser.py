@@ -21,6 +21,7 @@ pytestmark = pytest.mark.browser
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    "--disable-dev-shm-usage",
 )
 OWN = ("data:", "blob:", "chrome:")  # of the page itself, and of the browser before it
 DRAWN = 9

@@ -11,7 +11,7 @@ from flaxcle.tables import Table
 from flaxcle.verify import Equivalence
 
 State = Literal["scaled", "held", "undeclared", "blocked"]
-Hint = Literal["fold", "clips", "undeclared", "correct"]
+Hint = Literal["fold", "clips", "undeclared"]
 Verdict = Literal["good", "fair", "bad", "neutral"]
 
 
@@ -92,7 +92,7 @@ class Findings:
         scales: one row for each group.
         blocked: one row for each reason.
         stages: of the recipe.
-        hints: what was found to be left undone: `fold`, `clips`, `undeclared`, `correct`.
+        hints: what was found to be left undone: `fold`, `clips`, `undeclared`.
     """
 
     title: str
