@@ -21,7 +21,7 @@ help:
 	@echo "make test         the test suite (JOBS=auto processes)"
 	@echo "make browser      the report in chromium; REPORT=page.html opens another page"
 	@echo "make check        format, lint, types, documentation"
-	@echo "make bench        timings next to NumPy and to a plain copy of the parameters"
+	@echo "make bench        timings next to a plain copy of the parameters, and to the float network"
 	@echo "make bench-rivals the same weights equalized by AIMET, Brevitas and PPQ"
 	@echo "make docs         the documentation as a site in site/"
 	@echo "make test-oldest  a smoke run on the oldest supported jax"
