@@ -58,30 +58,30 @@ def killed(name: str, delay: float, after_first: bool) -> float:
     return first
 
 
-def in_copy(name: str, number: int) -> None:
+def in_copy(here: Path, name: str, number: int) -> None:
     """Goes to a new folder with a copy of a checkpoint."""
-    folder = HERE / "killed" / f"{number}-{name}"
+    folder = here / "killed" / f"{number}-{name}"
     folder.mkdir(parents=True)
-    whole = HERE / name
+    whole = here / name
     (shutil.copytree if whole.is_dir() else shutil.copyfile)(whole, folder / name)
     os.chdir(folder)
 
 
-def trials(name: str, count: int) -> None:
+def trials(here: Path, name: str, count: int) -> None:
     """Kills `count` times, in a later round and in the first by turns."""
-    in_copy(name, 0)
+    in_copy(here, name, 0)
     first = killed(name, random.uniform(0, 0.3), True)
     for number in range(1, count):
-        in_copy(name, number)
+        in_copy(here, name, number)
         after_first = number % 2 == 0
         killed(name, random.uniform(0, 0.3 if after_first else first), after_first)
 
 
-HERE = Path(sys.argv[1])
 if __name__ == "__main__":
+    folder = Path(sys.argv[1])
     random.seed(int(sys.argv[2]))
-    jax.config.update("jax_compilation_cache_dir", str(HERE / "cache"))
+    jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    trials("model.safetensors", 8)
-    trials("model", 6)
+    trials(folder, "model.safetensors", 8)
+    trials(folder, "model", 6)
