@@ -81,6 +81,9 @@ _REPORT = """\
   flaxcle report model.safetensors --spec spec.json
       what equalize would do
 
+  flaxcle report equalized.safetensors --model mynet:network --html report.html
+      runs the network, too: int8 before and after, layer by layer, with what to do next
+
   flaxcle report equalized.safetensors --json > report.json
 
 columns of the first table, each before and after:
@@ -141,6 +144,9 @@ def _add_report(added: Any) -> None:
     command = _command(added, "report", commands.report, "ranges before and after", _REPORT)
     command.add_argument("checkpoint", help=_CHECKPOINT)
     _add_spec(command)
+    html = "write a page on the whole network there (needs --model and the extra 'report')"
+    command.add_argument("--html", metavar="FILE", help=html)
+    _add_force(command)
     command.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 

@@ -23,6 +23,7 @@ from flaxcle.cli.progress import Step, progress
 from flaxcle.cli.weights import mirrors, rescaled, unexplained
 from flaxcle.discover import check_spec, find_spec
 from flaxcle.errors import CheckpointError, ConfigError
+from flaxcle.report import report as write_page
 from flaxcle.solve import solve
 from flaxcle.spec import Scales, Spec, check_fit
 from flaxcle.verify import verify as verify_outputs
@@ -82,7 +83,8 @@ def verify(arguments: Namespace) -> bool:
 
 def report(arguments: Namespace) -> bool:
     """`flaxcle report`."""
-    with progress(3) as step:
+    html = _html(arguments)
+    with progress(4) as step:
         step(f"reading {arguments.checkpoint}")
         source = load_checkpoint(arguments.checkpoint)
         if source.scales is None:
@@ -90,16 +92,31 @@ def report(arguments: Namespace) -> bool:
             scales = solve(source.params, spec)
             before, after = source.params, rescaled(source.params, scales, spec)
         else:
-            _refuse_options(arguments, "spec", "model")
+            _refuse_options(arguments, "spec", *([] if html else ["model"]))
             scales, spec = _stored(source)
             before, after = rescaled(source.params, scales, spec, inverse=True), source.params
         step("measuring")
         layers, groups = layer_table(before, after, spec), group_table(scales, spec)
+        if html:
+            step("running the network")
+            model = load_model(arguments.model)
+            with replacing(html, overwrite=arguments.force) as new:
+                write_page(model.fn, before, after, [model.inputs], spec=spec, path=new)
     if arguments.json:
         _say(json.dumps({"layers": list(layers), "groups": list(groups)}, indent=1))
     else:
         _say(f"{layers}\n\n{groups}")
     return True
+
+
+def _html(arguments: Namespace) -> Path | None:
+    """Where the page goes, if there is to be one."""
+    if not arguments.html:
+        return None
+    if not arguments.model:
+        raise ConfigError("the page runs the network", then="pass --model MODULE:FUNCTION, too")
+    check_free(Path(arguments.html), arguments.force)
+    return Path(arguments.html)
 
 
 def _refuse_options(arguments: Namespace, *names: str) -> None:

@@ -413,6 +413,18 @@ def test_report_prints_two_tables(capsys):
     assert groups.splitlines()[1].startswith("a -> b")
 
 
+def test_report_writes_the_page_of_the_library(capsys):
+    words = ("equalize", "model.safetensors", "out.safetensors", "--spec", "spec.json")
+    assert flaxcle(capsys, *words)[0] == 0
+    words = ("report", "out.safetensors", "--html", "page.html")
+    assert "pass --model MODULE:FUNCTION, too" in refused(capsys, *words)
+    words = (*words, "--model", "cli_mynet:network")
+    assert flaxcle(capsys, *words)[0] == 0
+    assert "a/kernel" in Path("page.html").read_text("utf-8")
+    assert "won't overwrite what is there" in refused(capsys, *words)
+    assert flaxcle(capsys, *words, "--force")[0] == 0
+
+
 def test_report_of_a_zero_layer_is_still_json(capsys):
     tree = params()
     tree["params"]["b"]["kernel"] *= 0
