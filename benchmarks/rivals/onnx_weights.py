@@ -16,12 +16,14 @@ def load(name: str, folder: Path) -> Any:
     return onnx.load(str(folder / f"{name}.onnx"))
 
 
-def weighted(model: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Weight and bias of each layer in order; those of dense layers as PyTorch has them."""
-    graph = getattr(model, "graph", None) or model.model.graph
-    values = {one.name: one for one in graph.initializer}
-    for node in graph.node:
-        if node.op_type in ("Conv", "Gemm"):
-            weight, bias = (numpy_helper.to_array(values[name]) for name in node.input[1:3])
-            turned = any(a.name == "transB" and a.i for a in node.attribute)
-            yield (weight.T if node.op_type == "Gemm" and not turned else weight), bias
+def names(model: Any) -> list[tuple[str, str]]:
+    """The names of weight and bias of each layer, in the order in which PyTorch met them."""
+    nodes = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
+    return [(node.input[1], node.input[2]) for node in nodes]
+
+
+def weighted(model: Any, order: list[tuple[str, str]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Weight and bias of each layer; a tool may have sorted the nodes anew, so names decide."""
+    values = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+    for weight, bias in order:
+        yield values[weight], values[bias]

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from common import arguments, run
-from onnx_weights import load, weighted
+from onnx_weights import load, names, weighted
 
 chosen = arguments()
 os.environ["OMP_NUM_THREADS"] = str(chosen.threads)
@@ -34,7 +34,7 @@ run(
     "aimet-onnx",
     lambda: copy.deepcopy(network),
     equalized,
-    weighted,
+    lambda model: weighted(model, names(network)),
     chosen,
     version=version("aimet-onnx"),
     pairs=pairs,

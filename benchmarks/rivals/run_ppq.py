@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from common import arguments, run
+from onnx_weights import load, names
 from ppq.api import load_onnx_graph
 from ppq.quantization.optim import LayerwiseEqualizationPass
 
@@ -28,11 +29,10 @@ def equalized(network: Any) -> Any:
 
 def weighted(network: Any) -> Any:
     """Weight and bias of each layer in order."""
-    for operation in network.topological_sort():
-        if operation.type in ("Conv", "Gemm"):
-            weight, bias = (one.value.numpy() for one in operation.parameters[:2])
-            turned = operation.attributes.get("transB", 0) or operation.type == "Conv"
-            yield (weight if turned else weight.T), bias
+    found = [op.parameters for op in network.operations.values() if op.type in ("Conv", "Gemm")]
+    values = {one.name: one.value.numpy() for own in found for one in own}
+    for weight, bias in names(load(chosen.network, chosen.folder)):
+        yield values[weight], values[bias]
 
 
 def pairs(_: Any) -> int:
