@@ -77,7 +77,7 @@ def test_rich_shows_the_words_of_print_without_reading_markup(item):
 def test_calibration_and_recipe_show_their_tables():
     fn, params, x = lambda p, x: x @ p["w"], {"w": jnp.ones((2, 1))}, jnp.ones((4, 2))
     calibration = fc.calibrate(fn, params, [x], fc.QuantConfig())
-    recipe = fc.Recipe(fn, params, calibration, TABLE, fc.QuantConfig())
+    recipe = fc.Recipe(fn, params, calibration, TABLE, fc.QuantConfig(), params, params)
     for item, table in ((calibration, calibration.table()), (recipe, TABLE)):
         assert item._repr_html_() == table.to_html()
         assert shown(item) == shown(table)
