@@ -6,7 +6,7 @@ nothing but them. The invariant: a tensor with several readers is looked at once
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -16,12 +16,31 @@ import jax.numpy as jnp
 from flaxcle.analysis.grids import State, look_on_grid
 from flaxcle.jaxpr import Op, Program, Result, computed, trace
 from flaxcle.paths import PyTree, wide_dtype
-from flaxcle.quantize import QuantConfig
-from flaxcle.quantize.grid import make_grid
+from flaxcle.quantize import Calibration, QuantConfig, calibrate
+from flaxcle.quantize.fake import activation_grid, check_names
 from flaxcle.quantize.plan import Plan, Quantizer, make_plan
-from flaxcle.quantize.weights import weight_range
+from flaxcle.quantize.weights import weight_grid
 
 Ranges = Mapping[str, Any]
+
+
+def places(
+    fn: Callable[..., Any],
+    params: PyTree,
+    data: Sequence[tuple[Any, ...]],
+    config: QuantConfig,
+    calibration: Calibration | None,
+) -> tuple[Plan, Calibration]:
+    """The quantizers, and the ranges of their activations, from the same data when not given.
+
+    Raises:
+        CalibrationError: the calibration belongs to another function.
+    """
+    if calibration is None:
+        calibration = calibrate(fn, params, data, config)
+    plan = make_plan(trace(fn, params, *data[0]))
+    check_names(plan, calibration)
+    return plan, calibration
 
 
 def weight_states(
@@ -51,7 +70,8 @@ def activation_states(
     ends = zip([*plan.inputs, *plan.outputs], [*jax.tree.leaves(inputs), *outputs], strict=True)
     for quantizer, x in ends:
         if quantizer is not None:
-            states[quantizer.name] = _act_state(jnp.asarray(x), quantizer, config, ranges)
+            grid = activation_grid(quantizer, config, ranges)
+            states[quantizer.name] = look_on_grid(jnp.asarray(x), grid)
     return states
 
 
@@ -98,24 +118,14 @@ class _Look:
             if quantizer.weight:
                 state = _weight_state(x, quantizer, self.config)
             else:
-                state = _act_state(x, quantizer, self.config, feed)
+                state = look_on_grid(x, activation_grid(quantizer, self.config, feed))
             taps |= {f"{quantizer.name}:{key}": value for key, value in state.items()}
         return computed(op, *operands), taps
 
 
 def _weight_state(w: jax.Array, quantizer: Quantizer, config: QuantConfig) -> State:
-    assert config.weight_bits is not None
     axes = quantizer.channel_axes
-    low, high = weight_range(w, config, axes)
-    grid = make_grid(low, high, config.weight_bits, symmetric=config.weight_symmetric)
+    grid = weight_grid(w, config, axes)
     rest = tuple(k for k in range(w.ndim) if k not in axes)
     rows = w.astype(wide_dtype(w.dtype)).transpose(*axes, *rest)
     return look_on_grid(w, grid) | {"rows": rows.reshape(prod(w.shape[k] for k in axes), -1)}
-
-
-def _act_state(
-    x: jax.Array, quantizer: Quantizer, config: QuantConfig, feed: Mapping[str, Any]
-) -> State:
-    assert config.act_bits is not None
-    low, high = feed[f"{quantizer.name}:low"], feed[f"{quantizer.name}:high"]
-    return look_on_grid(x, make_grid(low, high, config.act_bits, symmetric=config.act_symmetric))

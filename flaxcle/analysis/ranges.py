@@ -13,15 +13,13 @@ from typing import Any
 import numpy as np
 
 from flaxcle.analysis.grids import Histogram, State, cells_of, histogram_of, joined
-from flaxcle.analysis.look import activation_states, weight_states
+from flaxcle.analysis.look import activation_states, places, weight_states
 from flaxcle.cache import compiled
-from flaxcle.errors import CalibrationError
-from flaxcle.jaxpr import trace
 from flaxcle.paths import PyTree
-from flaxcle.quantize import Calibration, QuantConfig, calibrate
-from flaxcle.quantize.calibrate import Batches, as_inputs
-from flaxcle.quantize.fake import check_names, ranges_of
-from flaxcle.quantize.plan import Plan, make_plan
+from flaxcle.quantize import Calibration, QuantConfig
+from flaxcle.quantize.calibrate import Batches, listed
+from flaxcle.quantize.fake import ranges_of
+from flaxcle.quantize.plan import Plan
 from flaxcle.tables import Table
 
 _GRID = ("scale", "zero point", "under half a step %", "clipped %", "SQNR dB")
@@ -115,17 +113,8 @@ def range_statistics(
 
     Source: Nagel et al. 2019, arXiv:1906.04721, figure 2 (channel ranges).
     """
-    data = list(map(as_inputs, batches))
-    if not data:
-        raise CalibrationError(
-            "range statistics need at least one batch",
-            where="batches is empty or already consumed",
-            then="pass a list of inputs, or a fresh generator",
-        )
-    if calibration is None:
-        calibration = calibrate(fn, params, data, config)
-    plan = make_plan(trace(fn, params, *data[0]))
-    check_names(plan, calibration)
+    data = listed(batches, "range statistics need at least one batch")
+    plan, calibration = places(fn, params, data, config, calibration)
     ranges = ranges_of(calibration)
     states: States = {}
     if config.weight_bits is not None:

@@ -16,14 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxcle.analysis.look import places
 from flaxcle.cache import compiled
 from flaxcle.compare import decibel
-from flaxcle.errors import CalibrationError, ConfigError
+from flaxcle.errors import ConfigError
 from flaxcle.jaxpr import trace
 from flaxcle.paths import PyTree, float_leaves
-from flaxcle.quantize import Calibration, QuantConfig, calibrate
-from flaxcle.quantize.calibrate import Batches, as_inputs
-from flaxcle.quantize.fake import check_names, ranges_of, run_quantized
+from flaxcle.quantize import Calibration, QuantConfig
+from flaxcle.quantize.calibrate import Batches, listed
+from flaxcle.quantize.fake import ranges_of, run_quantized
 from flaxcle.quantize.plan import Plan, make_plan
 from flaxcle.tables import Table
 
@@ -76,12 +77,9 @@ def sensitivity(
     Source: Nagel et al. 2021, arXiv:2106.08295, section 3 (the debugging flow chart).
     """
     data = _checked(batches, config)
-    if calibration is None:
-        calibration = calibrate(fn, params, data, config)
-    plan = make_plan(trace(fn, params, *data[0]))
-    check_names(plan, calibration)
-    places = _places(plan, config)
-    every = _totals(places)
+    plan, calibration = places(fn, params, data, config, calibration)
+    masks = _masks(plan, config)
+    every = _totals(masks)
     both = every[ALL, BOTH]
     run = _Runner(fn, params, data, config, ranges_of(calibration))
     whole = run.sqnr(both)
@@ -91,7 +89,7 @@ def sensitivity(
         gain = without - whole if np.isfinite(whole) else 0.0  # nothing to gain without noise
         return (*place, run.sqnr(mask), without, gain)
 
-    rows = sorted((row(*item) for item in places.items()), key=lambda row: row[2])
+    rows = sorted((row(*item) for item in masks.items()), key=lambda row: row[2])
     return Table(COLUMNS, (*(row(*item) for item in every.items()), *rows))
 
 
@@ -156,33 +154,26 @@ def _checked(batches: Batches, config: QuantConfig) -> list[tuple[Any, ...]]:
             where="weight_bits and act_bits are both None",
             then="give one of them a number of bits",
         )
-    data = list(map(as_inputs, batches))
-    if not data:
-        raise CalibrationError(
-            "sensitivity needs at least one batch",
-            where="batches is empty or already consumed",
-            then="pass a list of inputs, or a fresh generator",
-        )
-    return data
+    return listed(batches, "sensitivity needs at least one batch")
 
 
-def _places(plan: Plan, config: QuantConfig) -> Masks:
+def _masks(plan: Plan, config: QuantConfig) -> Masks:
     """The mask of each layer and kind that the config rounds, in the order of the network."""
-    places: Masks = {}
+    masks: Masks = {}
     quantizers = plan.quantizers().values()
     for k, quantizer in enumerate(quantizers):
         kind = WEIGHTS if quantizer.weight else ACTIVATIONS
         if (config.weight_bits if quantizer.weight else config.act_bits) is not None:
-            mask = places.setdefault((quantizer.layer, kind), np.zeros(len(quantizers), bool))
+            mask = masks.setdefault((quantizer.layer, kind), np.zeros(len(quantizers), bool))
             mask[k] = True
-    return places
+    return masks
 
 
-def _totals(places: Masks) -> Masks:
+def _totals(masks: Masks) -> Masks:
     """The masks of everything, and of each kind."""
-    kinds = dict.fromkeys(kind for _, kind in places)
+    kinds = dict.fromkeys(kind for _, kind in masks)
     apart = {
-        (ALL, kind): np.any([mask for (_, k), mask in places.items() if k == kind], axis=0)
+        (ALL, kind): np.any([mask for (_, k), mask in masks.items() if k == kind], axis=0)
         for kind in kinds
     }
-    return {(ALL, BOTH): np.any(list(places.values()), axis=0), **apart}
+    return {(ALL, BOTH): np.any(list(masks.values()), axis=0), **apart}

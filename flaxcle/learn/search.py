@@ -26,7 +26,7 @@ from flaxcle.learn.noise import Term, noise, norms_of, soft_noise, terms_of
 from flaxcle.learn.sensitivity import Sensitivity, measure
 from flaxcle.learn.sources import Source, find_sources, offsets
 from flaxcle.paths import PyTree
-from flaxcle.quantize.calibrate import Batches, as_inputs, no_batch
+from flaxcle.quantize.calibrate import Batches, listed
 from flaxcle.quantize.config import QuantConfig
 from flaxcle.solve import solve
 from flaxcle.spec import Scales, Spec, check_fit
@@ -92,9 +92,7 @@ def learn_scales(
     if steps < 0:
         raise ConfigError(f"steps can't be {steps!r}", then="pass 0 or more")
     check_fit(spec, params)
-    data = [as_inputs(batch) for batch in batches]
-    if not data:
-        raise no_batch("learning scales needs at least one batch")
+    data = listed(batches, "learning scales needs at least one batch")
     starts = (Scales.zeros(spec), solve(params, spec), solve(params, spec.select()))
     sources = find_sources(trace(fn, params, *data[0]), spec, config)
     found = measure(fn, params, spec, data, config)

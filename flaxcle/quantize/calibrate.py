@@ -131,6 +131,18 @@ def no_batch(what: str) -> CalibrationError:
     )
 
 
+def listed(batches: Batches, what: str) -> list[tuple[Any, ...]]:
+    """All batches as tuples of inputs.
+
+    Raises:
+        CalibrationError: there is none; `what` begins its text.
+    """
+    data = [as_inputs(batch) for batch in batches]
+    if not data:
+        raise no_batch(what)
+    return data
+
+
 def as_inputs(batch: Any) -> tuple[Any, ...]:
     """A batch as the tuple of the function's inputs."""
     return batch if isinstance(batch, tuple) else (batch,)

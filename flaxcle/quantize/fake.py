@@ -13,7 +13,7 @@ from flaxcle.jaxpr import Actions, Op, Program, Result, computed, trace
 from flaxcle.paths import PyTree
 from flaxcle.quantize.calibrate import Calibration
 from flaxcle.quantize.config import QuantConfig
-from flaxcle.quantize.grid import make_grid, snap
+from flaxcle.quantize.grid import Grid, make_grid, snap
 from flaxcle.quantize.plan import Plan, Quantizer, make_plan
 from flaxcle.quantize.weights import snap_weight
 
@@ -166,7 +166,11 @@ def _snapped(
 def _snap_activation(
     x: jax.Array, quantizer: Quantizer, config: QuantConfig, feed: Mapping[str, Any]
 ) -> jax.Array:
-    if config.act_bits is None:
-        return x
+    return x if config.act_bits is None else snap(x, activation_grid(quantizer, config, feed))
+
+
+def activation_grid(quantizer: Quantizer, config: QuantConfig, feed: Mapping[str, Any]) -> Grid:
+    """The grid of an activation that is not left in float."""
+    assert config.act_bits is not None
     low, high = feed[f"{quantizer.name}:low"], feed[f"{quantizer.name}:high"]
-    return snap(x, make_grid(low, high, config.act_bits, symmetric=config.act_symmetric))
+    return make_grid(low, high, config.act_bits, symmetric=config.act_symmetric)

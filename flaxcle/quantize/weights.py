@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from flaxcle.paths import wide_dtype
 from flaxcle.quantize.config import QuantConfig
-from flaxcle.quantize.grid import make_grid, snap
+from flaxcle.quantize.grid import Grid, make_grid, snap
 from flaxcle.quantize.observe import best_fraction
 from flaxcle.quantize.order import quantile
 
@@ -23,11 +23,14 @@ Range = tuple[jax.Array, jax.Array]
 
 def snap_weight(w: jax.Array, config: QuantConfig, channel_axes: tuple[int, ...]) -> jax.Array:
     """A weight on its own grid: one scale, or one per position along `channel_axes`."""
-    bits = config.weight_bits
-    if bits is None:
-        return w
+    return w if config.weight_bits is None else snap(w, weight_grid(w, config, channel_axes))
+
+
+def weight_grid(w: jax.Array, config: QuantConfig, channel_axes: tuple[int, ...]) -> Grid:
+    """The grid of a weight that is not left in float."""
+    assert config.weight_bits is not None
     low, high = weight_range(w, config, channel_axes)
-    return snap(w, make_grid(low, high, bits, symmetric=config.weight_symmetric))
+    return make_grid(low, high, config.weight_bits, symmetric=config.weight_symmetric)
 
 
 def weight_range(w: jax.Array, config: QuantConfig, channel_axes: tuple[int, ...]) -> Range:

@@ -17,7 +17,7 @@ from flaxcle.distill import distill_inputs
 from flaxcle.errors import CalibrationError
 from flaxcle.paths import PyTree
 from flaxcle.quantize import QuantConfig
-from flaxcle.quantize.calibrate import Batches, as_inputs, no_batch
+from flaxcle.quantize.calibrate import Batches, listed
 from flaxcle.recipe.stages import Data, Function, Kitchen, Recipe
 
 MARGIN = 1.5  # real data reach further than data that look typical to every norm
@@ -67,9 +67,8 @@ def quantize_recipe(
         >>> recipe.stages.column("stage")[:2], bool(recipe.stages.column("kept")[4])
         (['as it is', 'fold BatchNorm'], True)
     """
-    data = _distilled(fn, variables, inputs) if batches is None else list(map(as_inputs, batches))
-    if not data:
-        raise no_batch("the recipe needs at least one calibration batch")
+    need = "the recipe needs at least one calibration batch"
+    data = _distilled(fn, variables, inputs) if batches is None else listed(batches, need)
     if rounding is None:
         rounding = config.weight_bits is not None and config.weight_bits < 8
     margin = MARGIN if batches is None else 1.0

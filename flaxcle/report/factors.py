@@ -13,14 +13,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from flaxcle.analysis.ranges import QUARTILES
 from flaxcle.paths import PyTree, named_leaves, strip_collection
 from flaxcle.spec import Group, Site, Spec
 from flaxcle.spec.table import channels, normal_axes
 from flaxcle.tables import Table
 
 COLUMNS = ("group", "channels", "min", "lower quartile", "median", "upper quartile", "max", "moves")
-QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
-
 Arrays = Mapping[str, np.ndarray]
 
 

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from flaxcle.bias import correct_bias
-from flaxcle.errors import CalibrationError, FlaxcleError
+from flaxcle.errors import FlaxcleError
 from flaxcle.paths import PyTree
 from flaxcle.quantize import Calibration, QuantConfig, calibrate
-from flaxcle.quantize.calibrate import Batches, as_inputs
+from flaxcle.quantize.calibrate import Batches, listed
 from flaxcle.recipe import Recipe
 from flaxcle.tables import Table
 
 Function = Callable[..., Any]
 Data = Sequence[tuple[Any, ...]]
+
+NEED = "a report needs at least one batch"
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ def make_subject(
         CalibrationError: no batch.
     """
     fn, before, after = networks
-    data = checked(batches)
-    few = data[:1] if probes is None else checked(probes)
+    data = listed(batches, NEED)
+    few = data[:1] if probes is None else listed(probes, NEED)
     if isinstance(after, Recipe):
         return _of_recipe(fn, before, after, data, few)
     config = config or QuantConfig()
@@ -97,15 +99,3 @@ def _corrected(network: Network, data: Data) -> PyTree | None:
         return correct_bias(network.fn, network.params, data, network.config)
     except FlaxcleError:
         return None
-
-
-def checked(batches: Batches) -> Data:
-    """The batches as tuples of inputs."""
-    data = [as_inputs(batch) for batch in batches]
-    if not data:
-        raise CalibrationError(
-            "a report needs at least one batch",
-            where="batches is empty or already consumed",
-            then="pass a list of inputs, or a fresh generator",
-        )
-    return data
