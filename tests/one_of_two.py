@@ -31,7 +31,11 @@ SPEC = Spec(
 
 def spread(values: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """A global array of which every process holds its part."""
-    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+    def own(index: tuple[slice, ...] | None) -> np.ndarray:
+        return values[index].copy()  # devices would share the memory of a view, and donate it twice
+
+    return jax.make_array_from_callback(values.shape, sharding, own)
 
 
 def check_equal(found: dict[str, jax.Array], wanted: dict[str, Any]) -> None:

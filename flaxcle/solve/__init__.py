@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -107,20 +108,19 @@ def solve(
     leaves = check_fit(spec, params)
     known = magnitudes(ranges)
     plan = plan_of(spec, leaves, known, granularity)
-    scales = _at_one(plan)
     if not plan.terms:
-        return scales
+        return _at_one(plan)
     seen: dict[str, Any] = {}
-    checks = []
+    solutions, checks = [], []
     for part in parts_of(plan.moving, leaves):
         own = plan_of(part.spec, part.leaves(leaves), part.leaves(known), granularity)
         used = _used(own, part.leaves(leaves), part.leaves(known))
         found, finite = _solve(*used, options.numbers, own)
-        scales = _with_part(scales, found, part)
+        solutions.append(_renamed(found, part))
         seen |= {part.paths.get(path, path): leaf for one in used for path, leaf in one.items()}
         checks.append(finite)
     _check_finite(seen, checks)
-    return scales
+    return _joined(solutions, plan)
 
 
 def plan_of(
@@ -208,14 +208,22 @@ def _with(scales: Scales, layout: Layout, solution: Solution, kept: jax.Array) -
     return Scales(log2, guarded, residual, jnp.maximum(scales.sweeps, solution.sweeps))
 
 
-def _with_part(scales: Scales, found: Scales, part: Part) -> Scales:
-    """The scales with those that were found for a part."""
-    return Scales(
-        scales.log2 | {part.groups[own]: log2 for own, log2 in found.log2.items()},
-        scales.kept | {part.groups[own]: kept for own, kept in found.kept.items()},
-        jnp.maximum(scales.residual, found.residual),
-        jnp.maximum(scales.sweeps, found.sweeps),
-    )
+def _renamed(found: Scales, part: Part) -> Scales:
+    """The scales of a part under the names of the whole spec."""
+    log2 = {part.groups[own]: values for own, values in found.log2.items()}
+    kept = {part.groups[own]: values for own, values in found.kept.items()}
+    return replace(found, log2=log2, kept=kept)
+
+
+@partial(jax.jit, static_argnames="plan")
+def _joined(solutions: Sequence[Scales], plan: Plan) -> Scales:
+    """The scales of all parts, and 1 for groups of none; one call, as eager ones add up."""
+    scales = _at_one(plan)
+    for one in solutions:
+        residual = jnp.maximum(scales.residual, one.residual)
+        sweeps = jnp.maximum(scales.sweeps, one.sweeps)
+        scales = Scales(scales.log2 | one.log2, scales.kept | one.kept, residual, sweeps)
+    return scales
 
 
 def _at_one(plan: Plan) -> Scales:
