@@ -69,9 +69,17 @@ class Leaf:
         """The axes of the core that a link does not read."""
         return tuple(axis for axis in range(len(self.shape)) if axis not in link.axes)
 
+    def inner(self, link: Link) -> tuple[Link, ...]:
+        """The other links that move entries of one position along a link's axes apart."""
+        return tuple(other for other in self.others(link) if not set(other.axes) <= set(link.axes))
+
+    def outer(self, link: Link) -> tuple[Link, ...]:
+        """The other links, which scale all that stands at a position of a link's axes alike."""
+        return tuple(other for other in self.others(link) if set(other.axes) <= set(link.axes))
+
     def candidates(self, link: Link) -> int:
         """Among how many entries the other scales decide which is a channel's largest."""
-        if len(self.links) == 1:
+        if len(self.links) == 1 or (link.repeats == 1 and not self.inner(link)):
             return 1
         return link.repeats * math.prod(self.shape[axis] for axis in self.rest(link))
 

@@ -6,6 +6,7 @@ Weights are read here and nowhere else in the solver. `read` gives the ranges at
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,9 +25,23 @@ from flaxcle.ranges import (
 )
 from flaxcle.solve.entries import Cores, Entries, exponents_along, log2_of, scaling
 from flaxcle.solve.layout import Layout
-from flaxcle.solve.plan import Link
+from flaxcle.solve.plan import Axes, Link
 
 SLOTS = 4  # entries remembered for each searched row
+
+
+class Scan(NamedTuple):
+    """One reduction of a leaf; links along the same axes, moved by the same others, share it.
+
+    Attributes:
+        leaf: its path.
+        axes: the axes that stay.
+        inner: the links whose scales decide where the maximum stands.
+    """
+
+    leaf: str
+    axes: Axes
+    inner: tuple[Link, ...]
 
 
 class Reading(NamedTuple):
@@ -34,37 +49,44 @@ class Reading(NamedTuple):
 
     Attributes:
         exponents: the scales.
-        best: for each searched link the linear maximum at each of its positions.
+        peaks: for each scan the linear maxima, scaled by its inner links alone.
         range: for each row its log2 range, scaled by all groups but the row's own.
     """
 
     exponents: jax.Array
-    best: tuple[jax.Array, ...]
+    peaks: tuple[jax.Array, ...]
     range: jax.Array
 
 
 def first_reading(layout: Layout, cores: Cores, mesh: Any) -> tuple[Reading, jax.Array]:
     """The ranges of the searched rows at scale 1, and those of all links in order."""
-    best: dict[Link, jax.Array] = {}
+    best: dict[tuple[str, Axes], jax.Array] = {}
     for link in layout.starts:
         last = list(best.values())[-1:]
-        best[link] = scaled_maximum(cores[link.leaf], (), link.axes, after=last)
-    starts = log2_of([_tops(layout, link, best[link]) for link in layout.starts], mesh)
+        if (link.leaf, link.axes) not in best:
+            top = scaled_maximum(cores[link.leaf], (), link.axes, after=last)
+            best[link.leaf, link.axes] = top
+    tops = [_tops(layout, link, best[link.leaf, link.axes]) for link in layout.starts]
+    starts = log2_of(tops, mesh)
     rows = [starts[layout.starts[link]] for link in layout.searched]
     ranges = jnp.concatenate([starts[:0], *rows])
     exponents = replicated(jnp.zeros(layout.unscaled + 1, jnp.float32), mesh)
-    return Reading(exponents, tuple(best[link] for link in layout.searched), ranges), starts
+    peaks = tuple(best[scan.leaf, scan.axes] for scan in _scans(layout))
+    return Reading(exponents, peaks, ranges), starts
 
 
 def read(layout: Layout, cores: Cores, exponents: jax.Array) -> Reading:
     """The ranges of the searched rows at some scales."""
     linear = replicated(jnp.exp2(exponents))
-    best = tuple(
-        scaled_maximum(cores[link.leaf], _factors(layout, link, linear), link.axes)
-        for link in layout.searched
+    peaks = tuple(
+        scaled_maximum(cores[scan.leaf], _factors(layout, scan.inner, linear), scan.axes)
+        for scan in _scans(layout)
     )
-    tops = [_tops(layout, link, one) for link, one in zip(layout.searched, best, strict=True)]
-    return Reading(exponents, best, log2_of(tops, mesh_of(exponents)))
+    tops = [
+        _tops(layout, link, best)
+        for link, best in zip(layout.searched, _best(layout, peaks, linear), strict=True)
+    ]
+    return Reading(exponents, peaks, log2_of(tops, mesh_of(exponents)))
 
 
 def no_entries(layout: Layout, reading: Reading) -> Entries:
@@ -80,12 +102,14 @@ def remember(
 ) -> Entries:
     """The entries with those behind a reading in one slot."""
     linear = replicated(jnp.exp2(reading.exponents))
+    along = {}
+    for scan, peak in zip(_scans(layout), reading.peaks, strict=True):
+        factors = _factors(layout, scan.inner, linear)
+        along[scan] = where_maximum(cores[scan.leaf], factors, scan.axes, peak)
     parts = []
-    for link, best in zip(layout.searched, reading.best, strict=True):
-        factors = _factors(layout, link, linear)
-        along = where_maximum(cores[link.leaf], factors, link.axes, best)
+    for link, best in zip(layout.searched, _best(layout, reading.peaks, linear), strict=True):
         at = _winners(best, link.ids, layout.size_of(link))
-        parts.append(scaling(layout, link, at, along[at]))
+        parts.append(scaling(layout, link, at, along[_scan(layout, link)][at]))
     others = jnp.concatenate(parts, axis=1)
     value = reading.range - jnp.sum(reading.exponents[others], axis=0)
     return Entries(
@@ -94,13 +118,35 @@ def remember(
     )
 
 
+def _scan(layout: Layout, link: Link) -> Scan:
+    return Scan(link.leaf, link.axes, layout.plan.leaves[link.leaf].inner(link))
+
+
+def _scans(layout: Layout) -> tuple[Scan, ...]:
+    """The scans behind the searched links, each once."""
+    return tuple(dict.fromkeys(_scan(layout, link) for link in layout.searched))
+
+
+def _best(layout: Layout, peaks: Sequence[jax.Array], linear: jax.Array) -> list[jax.Array]:
+    """For each searched link the linear maximum at each of its positions, scaled by all others."""
+    peak_of = dict(zip(_scans(layout), peaks, strict=True))
+    out = []
+    for link in layout.searched:
+        leaf, best = layout.plan.leaves[link.leaf], peak_of[_scan(layout, link)]
+        extent = tuple(leaf.shape[axis] for axis in link.axes)
+        for axes, factor in _factors(layout, leaf.outer(link), linear):
+            kept = [leaf.shape[axis] if axis in axes else 1 for axis in link.axes]
+            best = (best.reshape(extent) * factor.reshape(kept)).ravel()
+        out.append(best)
+    return out
+
+
 def _tops(layout: Layout, link: Link, best: jax.Array) -> jax.Array:
     return channel_maximum(best, link.ids, layout.size_of(link))
 
 
-def _factors(layout: Layout, link: Link, linear: jax.Array) -> Factors:
-    others = layout.plan.leaves[link.leaf].others(link)
-    return [(other.axes, exponents_along(layout, linear, other)) for other in others]
+def _factors(layout: Layout, links: Sequence[Link], linear: jax.Array) -> Factors:
+    return [(link.axes, exponents_along(layout, linear, link)) for link in links]
 
 
 def _winners(best: jax.Array, ids: np.ndarray, size: int) -> jax.Array:
