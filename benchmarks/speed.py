@@ -4,7 +4,7 @@
 
 On any backend of JAX. Each network runs in a process of its own, so that its memory is its own. In
 each repeat `equalize` and the copy take turns, so that their ratio holds when the machine's speed
-drifts. Both ways: the groups that move by default, and all of them, the residual groups included.
+drifts. Both ways: the groups that move by default, and the residual groups with them.
 `timings_plot.py` draws the results.
 """
 
@@ -94,7 +94,7 @@ def bandwidth(repeats: int) -> float:
 
 
 def measure(name: str, dtype: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One entry for the groups that move by default, and one for all groups."""
+    """One entry for the groups that move by default, and one with the residual groups."""
     workload = workloads(options.layers)[name](jnp.dtype(dtype))
     params = workload.params
     copy, _ = compiled(copy_of, params)
@@ -106,7 +106,7 @@ def measure(name: str, dtype: str, options: argparse.Namespace) -> list[dict[str
         "copy_bandwidth": bandwidth(options.repeats),
     }
     out = []
-    for groups, spec in (("default", workload.spec), ("all", workload.spec.select())):
+    for groups, spec in (("default", workload.spec), ("residual", workload.residual)):
         call = equalizer(workload, spec)
         run, seconds = compiled(call, params)
         donating, _ = compiled(call, params, donate_argnums=0)

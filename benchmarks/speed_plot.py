@@ -11,7 +11,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-STYLES = {"default": ("o", "-", "what moves by default"), "all": ("s", "--", "all groups")}
+STYLES = {
+    "default": ("o", "-", "what moves by default"),
+    "residual": ("s", "--", "and residual groups"),
+}
 
 
 def main() -> None:
@@ -36,7 +39,7 @@ def main() -> None:
         copies = sorted({(e["parameters"], 1e3 * e["copy_seconds"]) for e in own})
         axes.loglog(*zip(*copies, strict=True), "_", color=colour, label=f"a copy, {dtype}")
     for entry in measured["results"]:
-        if entry["dtype"] == "float32" and entry["groups"] == "all":
+        if entry["dtype"] == "float32" and entry["groups"] == "residual":
             at = (entry["parameters"], 1e3 * entry["seconds"])
             axes.annotate(entry["network"], at, (4, 4), textcoords="offset points", fontsize=7)
     axes.set(xlabel="parameters", ylabel="milliseconds, warm", title=measured["device"])

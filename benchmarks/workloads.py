@@ -19,7 +19,7 @@ import numpy as np
 from big_networks import NETWORKS, Network, llama
 
 import flaxcle as fc
-from flaxcle.paths import map_named
+from flaxcle.paths import map_named, named_leaves
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "fashion_mnist"))
 
@@ -47,6 +47,17 @@ class Workload:
     spec: fc.Spec
     inputs: jax.ShapeDtypeStruct
     checkpoints: int = 0
+
+    @property
+    def residual(self) -> fc.Spec:
+        """The groups of residual sums move, too.
+
+        Not those of a kernel and its norm: once folded, norms are gone on the device.
+        """
+        ranks = {path: jnp.ndim(leaf) for path, leaf in named_leaves(self.params).items()}
+        reads = lambda site: site.power < 0 and ranks[site.path] > 1  # noqa: E731
+        names = [group.name for group in self.spec.groups if any(map(reads, group.sites))]
+        return self.spec.select(*names)
 
     @property
     def leaves(self) -> list[jax.Array]:

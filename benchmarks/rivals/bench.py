@@ -5,8 +5,8 @@
 FOLDER holds a virtual environment for each rival, as `make bench-rivals` makes them. The tools take
 turns, network by network, each in a process of its own. All results are judged by one yardstick:
 the factor by which the balance would still change a scale, of which 95 % of the channels stay
-below; over the pairs that move by default and over all groups. The rest are dead channels, which
-no tool treats alike.
+below; over the pairs that move by default, and with the groups of residual sums. The rest are dead
+channels, which no tool treats alike.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ def judged(row: dict[str, Any], network: str, workload: Workload, data: Path) ->
         return row
     if tool.startswith("flaxcle"):
         params = read(data / f"{network}.npz", workload)
-        params = fc.equalize(params, workload.spec if tool == "flaxcle" else workload.spec.select())
+        params = fc.equalize(params, workload.spec if tool == "flaxcle" else workload.residual)
     else:
         params = read(data / f"{network}-{tool}.npz", workload)
-    pairs, every = imbalance(params, workload.spec), imbalance(params, workload.spec.select())
-    return row | {"imbalance_of_pairs": pairs, "imbalance_of_all": every}
+    pairs, whole = imbalance(params, workload.spec), imbalance(params, workload.residual)
+    return row | {"imbalance_of_pairs": pairs, "imbalance_with_residual": whole}
 
 
 def measure(network: str, options: argparse.Namespace) -> list[dict[str, Any]]:

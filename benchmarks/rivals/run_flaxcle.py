@@ -1,4 +1,4 @@
-"""flaxcle on the weights of `export.py`: what moves by default, and all groups."""
+"""flaxcle on the weights of `export.py`: what moves by default, and the residual groups with it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from workloads import workloads
 chosen = arguments()
 workload = workloads(0)[chosen.network](jnp.float32)
 params = read(chosen.folder / f"{chosen.network}.npz", workload)
-for tool, spec in (("flaxcle", workload.spec), ("flaxcle-all", workload.spec.select())):
+for tool, spec in (("flaxcle", workload.spec), ("flaxcle-residual", workload.residual)):
     run, compile_seconds = compiled(equalizer(workload, spec), params)
     seconds = timed({"equalize": partial(run, params)}, chosen.repeats)["equalize"]
     line = {
