@@ -25,7 +25,7 @@ def rescaled(params: PyTree, scales: Scales, spec: Spec, *, inverse: bool = Fals
         WeightError: a leaf is float64, and JAX is not set to compute in it.
     """
     leaves = named_leaves(params)
-    for path in _scaled_paths(spec):
+    for path in spec.paths:
         leaf = leaves.get(path, 0)
         if jnp.result_type(leaf) != dtype_of(leaf):
             raise WeightError(
@@ -51,14 +51,14 @@ def unexplained(plain: PyTree, scaled: PyTree, scales: Scales, spec: Spec) -> li
             "the checkpoints are not those of one network",
             where=f"name, shape or dtype differ, first of {odd[0]!r}",
         )
-    moved = _scaled_paths(spec)
+    moved = set(spec.paths)
     return [path for path in found if not _equal(expected[path], found[path], path in moved)]
 
 
 def mirrors(params: PyTree, spec: Spec) -> list[str]:
     """Leaves with the name and shape of a scaled one in another branch of the tree."""
     leaves = named_leaves(params)
-    moved = _scaled_paths(spec)
+    moved = set(spec.paths)
     ends = {f"/{strip_collection(path)}": shape_of(leaves[path]) for path in moved}
     return [
         path
@@ -66,10 +66,6 @@ def mirrors(params: PyTree, spec: Spec) -> list[str]:
         if path not in moved
         and any(path.endswith(end) and shape_of(leaf) == ends[end] for end in ends)
     ]
-
-
-def _scaled_paths(spec: Spec) -> set[str]:
-    return {site.path for group in spec.groups for site in group.sites}
 
 
 def _equal(expected: Any, found: Any, rounded: bool) -> bool:

@@ -127,9 +127,8 @@ def plan_of(
     spec: Spec, leaves: Mapping[str, Any], known: Mapping[str, Magnitude], granularity: str
 ) -> Plan:
     """The plan for leaves that a spec fits, and for what is known of their inputs."""
-    paths = dict.fromkeys(site.path for group in spec.groups for site in group.sites)
-    shapes = {path: shape_of(leaves[path]) for path in paths}
-    known = {path: one for path, one in known.items() if path in paths}
+    shapes = {path: shape_of(leaves[path]) for path in spec.paths}
+    known = {path: one for path, one in known.items() if path in shapes}
     for path, one in known.items():
         _check_input(path, one, shapes[path])
         shapes[input_of(path)] = shape_of(one.peak)

@@ -48,8 +48,8 @@ def parts_of(spec: Spec, leaves: Mapping[str, Any]) -> tuple[Part, ...]:
         spec: groups that fit the leaves.
         leaves: arrays or their shapes by path.
     """
-    paths = dict.fromkeys(site.path for group in spec.groups for site in group.sites)
-    return _parts(spec, tuple((p, (shape_of(leaves[p]), dtype_of(leaves[p]))) for p in paths))
+    kinds = ((path, (shape_of(leaves[path]), dtype_of(leaves[path]))) for path in spec.paths)
+    return _parts(spec, tuple(kinds))
 
 
 @lru_cache(maxsize=256)
@@ -94,6 +94,6 @@ def _renamed(groups: list[Group]) -> Part:
 
 
 def _kept(groups: list[Group]) -> Part:
-    paths = dict.fromkeys(site.path for group in groups for site in group.sites)
+    spec = Spec(tuple(groups))
     names = {group.name: group.name for group in groups}
-    return Part(Spec(tuple(groups)), names, {path: path for path in paths})
+    return Part(spec, names, {path: path for path in spec.paths})

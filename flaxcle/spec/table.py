@@ -263,6 +263,11 @@ class Spec:
 
         return explain_path(self, path)
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The leaves that the groups scale, each once, in the order of the groups."""
+        return tuple(dict.fromkeys(site.path for group in self.groups for site in group.sites))
+
     def select(self, *names: str) -> Spec:
         """The part of the spec that the names match; what is selected is no longer held.
 

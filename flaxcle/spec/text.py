@@ -59,11 +59,10 @@ def explain_path(spec: Spec, path: str) -> str:
 
 def totals(spec: Spec) -> str:
     """How many groups, scales, leaves and blocked axes there are."""
-    leaves = {site.path for group in spec.groups for site in group.sites}
     parts = [
         _count(len(spec.groups), "group"),
         _count(spec.scales, "independent scale"),
-        f"{_count(len(leaves), 'leaf')} scaled",
+        f"{_count(len(spec.paths), 'leaf')} scaled",
     ]
     held = sum(group.held for group in spec.groups)
     parts += [f"{_count(held, 'group')} held"] if held else []

@@ -30,7 +30,7 @@ def fields_of(state: Any) -> dict[str, Any]:
 
 def collections_of(fields: Fields, spec: Spec) -> Collections:
     """The fields that the spec's paths start with; none where they start within `params`."""
-    paths = {site.path for group in spec.groups for site in group.sites}
+    paths = set(spec.paths)
     heads = {path.partition("/")[0] for path in paths} | {"params"}
     if paths <= set(named_leaves(fields["params"])) or not heads <= set(fields):
         return ()

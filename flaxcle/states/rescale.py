@@ -120,8 +120,7 @@ def rescale_opt_state(
     params = trained_params(params)
     check_fit(spec, params)
     check_scales(scales, spec)
-    scaled = {site.path for group in spec.groups for site in group.sites}
-    rows = [row for row in read_state(opt_state, params) if row.param in {None, *scaled}]
+    rows = [row for row in read_state(opt_state, params) if row.param in {None, *spec.paths}]
     if strict:
         _check_mapped(rows)
     mapped = ((row, row.param, row.exponent) for row in rows if row.param is not None)
