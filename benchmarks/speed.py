@@ -5,7 +5,7 @@
 On any backend of JAX. Each network runs in a process of its own, so that its memory is its own. In
 each repeat `equalize` and the copy take turns, so that their ratio holds when the machine's speed
 drifts. Both ways: the groups that move by default, and the residual groups with them.
-`timings_plot.py` draws the results.
+`speed_plot.py` draws the results.
 """
 
 from __future__ import annotations

@@ -105,11 +105,6 @@ def float_leaves(tree: PyTree) -> list[jax.Array]:
     return [leaf.astype(wide_dtype(leaf.dtype)) for leaf in leaves if is_float(leaf)]
 
 
-def kind_of(leaf: Any) -> str:
-    """The dtype of a leaf, or its type when it is no array, for messages."""
-    return str(getattr(leaf, "dtype", type(leaf).__name__))
-
-
 def shape_of(leaf: Any) -> tuple[int, ...]:
     """The shape of an array or a ShapeDtypeStruct; `()` for anything else."""
     return tuple(getattr(leaf, "shape", ()))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flaxcle import ranges
-from flaxcle.ranges import scaled_maximum, where_maximum
+from flaxcle.ranges import TAPS, core_of, scaled_maximum, where_maximum
 
 
 def core_and_factors() -> tuple[np.ndarray, list]:
@@ -43,3 +43,26 @@ def test_position_of_the_maximum(axes, exact, monkeypatch):
     last = flat.shape[1] - 1 - np.argmax(flat[:, ::-1] == flat.max(1, keepdims=True), axis=1)
     np.testing.assert_array_equal(np.asarray(at)[finite], last[finite])
     assert np.all((at >= 0) & (at < flat.shape[1]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((3, 3, 4, 6), (2, 3)),
+        ((5, 5, 1, 7), (3,)),
+        ((1, TAPS, 4, 6), (2, 3)),
+        ((TAPS + 1, 4, 6), (1, 2)),
+        ((1, 1, 4, 6), (2, 3)),
+        ((3, 3, 4, 6), (3,)),
+        ((3, 4, 6), (0, 2)),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_core_is_the_largest_magnitude(shape, axes, dtype):
+    leaf = jnp.asarray(np.random.default_rng(1).normal(size=shape), dtype)
+    leaf = leaf.at[(0,) * leaf.ndim].set(jnp.nan).at[(-1,) * leaf.ndim].set(-jnp.inf)
+    rest = tuple(axis for axis in range(leaf.ndim) if axis not in axes)
+    expected = np.abs(np.asarray(leaf, np.float32)).max(rest)
+    core = core_of(leaf, axes)
+    assert core.dtype == leaf.dtype
+    np.testing.assert_array_equal(np.abs(np.asarray(core, np.float32)), expected)

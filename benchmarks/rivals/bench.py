@@ -5,8 +5,8 @@
 FOLDER holds a virtual environment for each rival, as `make bench-rivals` makes them. The tools take
 turns, network by network, each in a process of its own. All results are judged by one yardstick:
 the factor by which the balance would still change a scale, of which 95 % of the channels stay
-below; over the pairs that move by default, and with the groups of residual sums. The rest are dead
-channels, which no tool treats alike.
+below, beside what a whole group has in common; over the pairs that move by default, and with the
+groups of residual sums. The rest are dead channels, which no tool treats alike.
 """
 
 from __future__ import annotations
@@ -52,12 +52,18 @@ def called(python: str, script: str, network: str, data: Path, threads: int, rep
 
 
 def imbalance(params: Any, spec: fc.Spec) -> float:
-    """The factor by which the balance would still change scales; 95 % stay below it."""
+    """The factor by which the balance would still change scales; 95 % stay below it.
+
+    What all channels of a group have in common is left out: a tensor's own scale takes it.
+    """
     scales = fc.solve(params, spec)
-    moving = [group.name for group in spec.groups if not group.held]
-    log2 = jnp.concatenate([scales.log2[name].ravel() for name in moving])
-    alive = ~jnp.concatenate([scales.kept[name].ravel() for name in moving])
-    return float(2 ** jnp.quantile(jnp.abs(log2[alive]), 0.95))
+    moves = []
+    for group in spec.groups:
+        alive = ~scales.kept[group.name].ravel()
+        if not group.held and alive.any():
+            log2 = scales.log2[group.name].ravel()[alive]
+            moves.append(jnp.abs(log2 - jnp.median(log2)))
+    return float(2 ** jnp.quantile(jnp.concatenate(moves), 0.95))
 
 
 def judged(row: dict[str, Any], network: str, workload: Workload, data: Path) -> dict[str, Any]:

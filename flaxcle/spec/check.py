@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from flaxcle.errors import PathError, SpecError, WeightError, closest
-from flaxcle.paths import PyTree, is_float, kind_of, named_leaves, shape_of
+from flaxcle.paths import PyTree, is_float, named_leaves, shape_of
 from flaxcle.spec.table import Group, Site, Spec, channels, normal_axes
 
 
@@ -31,35 +32,56 @@ def check_fit(spec: Spec, params: PyTree) -> dict[str, Any]:
             then="declare pairs with Spec.from_pairs, or look at spec.blocked for the reasons",
         )
     leaves = named_leaves(params)
-    for group in spec.groups:
-        for site in group.sites:
-            _check_site(group, site, leaves)
-    _check_agreement(spec, leaves)
+    for path in spec.paths:
+        if path not in leaves:
+            raise PathError(
+                f"the spec scales {path!r}, which the tree does not have",
+                where="group " + next(repr(g.name) for g in spec.groups if path in _paths(g)),
+                then=f"use one of {closest(path, leaves)}",
+            )
+    _check_looks(spec, tuple((path, _look_of(leaves[path])) for path in spec.paths))
     return leaves
 
 
-def _check_site(group: Group, site: Site, leaves: Mapping[str, Any]) -> None:
-    if site.path not in leaves:
-        raise PathError(
-            f"the spec scales {site.path!r}, which the tree does not have",
-            where=f"group {group.name!r}",
-            then=f"use one of {closest(site.path, leaves)}",
-        )
-    leaf = leaves[site.path]
-    shape = shape_of(leaf)
-    where = f"{site.path!r} of shape {shape}, axes {site.axes}, group {group.name!r}"
+class _Look(NamedTuple):
+    """All that is checked of a leaf."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+def _look_of(leaf: Any) -> _Look:
+    return _Look(shape_of(leaf), getattr(leaf, "dtype", type(leaf)))
+
+
+def _paths(group: Group) -> set[str]:
+    return {site.path for site in group.sites}
+
+
+@lru_cache(maxsize=256)
+def _check_looks(spec: Spec, looks: tuple[tuple[str, _Look], ...]) -> None:
+    """Done once for each spec and tree: in a training loop the same ones come again and again."""
+    leaves = dict(looks)
+    for group in spec.groups:
+        for site in group.sites:
+            _check_site(group, site, leaves[site.path])
+    _check_agreement(spec, leaves)
+
+
+def _check_site(group: Group, site: Site, leaf: _Look) -> None:
+    where = f"{site.path!r} of shape {leaf.shape}, axes {site.axes}, group {group.name!r}"
     if not is_float(leaf):
         raise WeightError(
-            f"can't scale a leaf of dtype {kind_of(leaf)}",
+            f"can't scale a leaf of dtype {getattr(leaf.dtype, '__name__', leaf.dtype)}",
             where=where,
             then="take it out of the spec, or equalize before quantizing or casting",
         )
-    rank = len(shape)
+    rank = len(leaf.shape)
     if any(not -rank <= axis < rank for axis in site.axes):
         raise SpecError(f"axis out of range for rank {rank}", where=where)
     if len(set(normal_axes(site, rank))) != len(site.axes):
         raise SpecError("a site names an axis twice", where=where)
-    _check_extent(group, site, tuple(shape[axis] for axis in site.axes), where)
+    _check_extent(group, site, tuple(leaf.shape[axis] for axis in site.axes), where)
 
 
 def _check_extent(group: Group, site: Site, extent: tuple[int, ...], where: str) -> None:
@@ -83,7 +105,7 @@ def _check_extent(group: Group, site: Site, extent: tuple[int, ...], where: str)
         )
 
 
-def _check_agreement(spec: Spec, leaves: Mapping[str, Any]) -> None:
+def _check_agreement(spec: Spec, leaves: Mapping[str, _Look]) -> None:
     """Two groups on the same axes must not cut them across each other.
 
     Opposite signs may: a depthwise kernel with a multiplier reads `p // m` and makes `p`.
@@ -91,7 +113,7 @@ def _check_agreement(spec: Spec, leaves: Mapping[str, Any]) -> None:
     seen: dict[tuple[str, tuple[int, ...], bool], list[tuple[Group, Site]]] = {}
     for group in spec.groups:
         for site in group.sites:
-            shape = shape_of(leaves[site.path])
+            shape = leaves[site.path].shape
             key = (site.path, normal_axes(site, len(shape)), site.power > 0)
             for other, row in seen.setdefault(key, []):
                 if other is not group and _cross(site, row, shape):

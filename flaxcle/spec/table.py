@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -263,7 +264,19 @@ class Spec:
 
         return explain_path(self, path)
 
-    @property
+    def __hash__(self) -> int:
+        """The hash of a spec is asked for several times in each call, and takes a millisecond."""
+        return self._hash
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without the hash, which differs between processes."""
+        return Spec, (self.groups, self.blocked, self.unused)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.groups, self.blocked, self.unused))
+
+    @cached_property
     def paths(self) -> tuple[str, ...]:
         """The leaves that the groups scale, each once, in the order of the groups."""
         return tuple(dict.fromkeys(site.path for group in self.groups for site in group.sites))

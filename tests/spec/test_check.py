@@ -34,6 +34,15 @@ def test_returns_the_leaves_by_path() -> None:
     assert set(leaves) >= {"a/kernel", "a/bias", "b/kernel", "codes", "key", "act"}
 
 
+def test_a_tree_that_fits_does_not_vouch_for_another() -> None:
+    spec = one(Site("a", (-1,)))
+    check_fit(spec, {"a": np.ones((3, 4), np.float32)})
+    for other in (np.ones((3, 5), np.float32), np.ones((3, 4), np.int8)):
+        for _ in range(2):
+            with pytest.raises(FlaxcleError, match="'a' of shape"):
+                check_fit(spec, {"a": other})
+
+
 def test_reads_shapes_only() -> None:
     spec = one(Site("a", (-1,)))
     jax.jit(lambda tree: check_fit(spec, tree)["a"])({"a": jnp.ones((3, 4))})

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import subprocess
+import sys
 from fractions import Fraction
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +36,20 @@ def test_equal_rows_are_equal_objects() -> None:
     assert Site("a", (0,), 1 / 3).power == Fraction(1, 3)
     assert Site("a", (0,), 1, np.arange(3)) == Site("a", (0,), 1, Index.of(np.arange(3)))
     assert Group("g", [2], [Site("a", 0)]) == Group("g", (2,), (Site("a", 0),))
+
+
+def test_a_pickled_spec_has_the_hash_of_the_process_that_reads_it(tmp_path: Path) -> None:
+    assert SPEC in {SPEC}, "the hash is known before the spec is written"
+    (tmp_path / "spec").write_bytes(pickle.dumps(SPEC))
+    script = f"""
+import pickle
+from flaxcle import Spec
+from pathlib import Path
+spec = pickle.loads(Path({str(tmp_path / "spec")!r}).read_bytes())
+assert spec in {{Spec(spec.groups, spec.blocked, spec.unused)}}
+"""
+    environment = os.environ | {"PYTHONHASHSEED": "7"}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
 
 
 def test_a_row_prints_on_a_line() -> None:
