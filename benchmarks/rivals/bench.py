@@ -66,18 +66,15 @@ def imbalance(params: Any, spec: fc.Spec) -> float:
     return float(2 ** jnp.quantile(jnp.concatenate(moves), 0.95))
 
 
-def judged(row: dict[str, Any], network: str, workload: Workload, data: Path) -> dict[str, Any]:
-    """A row with the imbalance that a tool leaves."""
-    tool = row["tool"]
-    if "error" in row:
-        return row
+def left(tool: str, network: str, workload: Workload, data: Path) -> dict[str, float]:
+    """The imbalance that a tool leaves, over the pairs and with the residual groups."""
     if tool.startswith("flaxcle"):
         params = read(data / f"{network}.npz", workload)
         params = fc.equalize(params, workload.spec if tool == "flaxcle" else workload.residual)
     else:
         params = read(data / f"{network}-{tool}.npz", workload)
     pairs, whole = imbalance(params, workload.spec), imbalance(params, workload.residual)
-    return row | {"imbalance_of_pairs": pairs, "imbalance_with_residual": whole}
+    return {"imbalance_of_pairs": pairs, "imbalance_with_residual": whole}
 
 
 def measure(network: str, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -88,16 +85,17 @@ def measure(network: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     torch = str(options.folder / "brevitas" / "bin" / "python")
     command = [torch, str(HERE / "torch_networks.py"), network, str(data)]
     subprocess.run(command, check=True, capture_output=True)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    judged: dict[str, dict[str, float]] = {}  # the same for any number of threads
     for threads in options.threads:
         for script, folder in TOOLS.items():
             python = str(options.folder / folder / "bin" / "python") if folder else sys.executable
             for row in called(python, script, network, data, threads, options.repeats):
-                row = {"network": network, "threads": threads} | judged(
-                    row, network, workload, data
-                )
-                rows.append(row)
-                print(json.dumps(row), flush=True)
+                tool = row["tool"]
+                if "error" not in row and tool not in judged:
+                    judged[tool] = left(tool, network, workload, data)
+                rows.append({"network": network, "threads": threads} | row | judged.get(tool, {}))
+                print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
