@@ -23,6 +23,8 @@ def main() -> None:
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
     for colour, dtype in zip(("tab:blue", "tab:orange"), ("float32", "bfloat16"), strict=True):
         own = [entry for entry in measured["results"] if entry["dtype"] == dtype]
+        if not own:
+            continue
         for groups, (marker, line, label) in STYLES.items():
             rows = sorted(
                 (e["parameters"], 1e3 * e["seconds"]) for e in own if e["groups"] == groups
