@@ -160,6 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.names:
         for dtype in options.dtypes:
             results += elsewhere(name, dtype, options)
+            text = json.dumps(machine() | {"results": results}, indent=1)
+            options.json.write_text(text + "\n")  # each time: a run takes long
             for entry in results[-2:]:
                 shown = ("groups", "sweeps", "compile_seconds", "seconds", "ratio_to_copy")
                 print(
@@ -173,7 +175,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     ),
                     flush=True,
                 )
-    options.json.write_text(json.dumps(machine() | {"results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
