@@ -179,23 +179,22 @@ def test_parts_of_a_path(path: str, parts: tuple[str, str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("leaf", "floating", "kind", "shape"),
+    ("leaf", "floating", "shape"),
     [
-        (KERNEL, True, "float32", (2, 3)),
-        (jnp.ones(2, jnp.bfloat16), True, "bfloat16", (2,)),
-        (jax.ShapeDtypeStruct((4,), jnp.float8_e4m3fn), True, "float8_e4m3fn", (4,)),
-        (1.5, True, "float", ()),
-        (3, False, "int", ()),
-        (True, False, "bool", ()),
-        (np.ones(2, np.complex64), False, "complex64", (2,)),
-        (np.ones((1, 2), np.int8), False, "int8", (1, 2)),
-        (jax.random.key(0), False, "key<fry>", ()),
-        (jax.nn.relu, False, "custom_jvp", ()),
+        (KERNEL, True, (2, 3)),
+        (jnp.ones(2, jnp.bfloat16), True, (2,)),
+        (jax.ShapeDtypeStruct((4,), jnp.float8_e4m3fn), True, (4,)),
+        (1.5, True, ()),
+        (3, False, ()),
+        (True, False, ()),
+        (np.ones(2, np.complex64), False, (2,)),
+        (np.ones((1, 2), np.int8), False, (1, 2)),
+        (jax.random.key(0), False, ()),
+        (jax.nn.relu, False, ()),
     ],
 )
-def test_what_a_leaf_is(leaf: Any, floating: bool, kind: str, shape: tuple[int, ...]) -> None:
+def test_what_a_leaf_is(leaf: Any, floating: bool, shape: tuple[int, ...]) -> None:
     assert paths.is_float(leaf) == floating
-    assert paths.kind_of(leaf) == kind
     assert paths.shape_of(leaf) == shape
 
 
