@@ -29,6 +29,7 @@ STAGES = (
     "learn scales",
     "round weights",
     "ranges",
+    "learn ranges",
     "correct biases",
 )
 DATA = Path(__file__).parent / "results" / "accuracy_stages.json"
@@ -57,7 +58,7 @@ class Without(Kitchen):
 def without(bench: Bench, config: fc.QuantConfig, stage: str) -> fc.Recipe:
     data = list(map(as_inputs, bench.subject.calibration))
     kitchen = Without(bench.subject.fn, bench.subject.variables, data, config, 1.0, left_out=stage)
-    return kitchen.cook(config.weight_bits is not None and config.weight_bits < 8)
+    return kitchen.cook(rounding=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -73,8 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             config = config_of(bits, "tensor")
             results = {"recipe": bench.served(_whole(bench, config), None)}
             for stage in STAGES:
-                if stage == "round weights" and BITS[bits][0] >= 8:
-                    continue
                 made = without(bench, config, stage)
                 results[f"without {stage}"] = bench.served(made, None)
             key = {"network": name, "bits": bits, "per": "tensor", "run": "stages"}

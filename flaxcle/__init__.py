@@ -23,6 +23,7 @@ from flaxcle.discover import find_spec as find_spec
 from flaxcle.distill import distill_inputs as distill_inputs
 from flaxcle.fold import fold_batch_norm as fold_batch_norm
 from flaxcle.learn import balance_scales as balance_scales
+from flaxcle.learn import learn_ranges as learn_ranges
 from flaxcle.learn import learn_scales as learn_scales
 from flaxcle.prune import prune_dead_channels as prune_dead_channels
 from flaxcle.quantize import Calibration as Calibration

@@ -18,7 +18,7 @@ from zoo import Network, build
 STAGES = ["as it is", "fold BatchNorm", "expose clips", "prune dead channels"]
 STAGES += ["equalize", "learn scales"]
 ROUNDINGS = ["round weights (minmax)", "round weights (mse)"]
-LAST = ["ranges (percentile)", "ranges (mse)", "correct biases"]
+LAST = ["ranges (percentile)", "ranges (mse)", "learn ranges", "correct biases"]
 
 
 def batches(network: Network, count: int = 4, size: int = 16) -> list[jax.Array]:
@@ -52,8 +52,7 @@ def test_never_worse_than_the_network_as_it_is(name: str, granularity: Any, bits
     before, after = naive(network, data, config), quality(network, recipe, data[-1])
     assert after >= before
     rows = list(recipe.stages)
-    expected = [*STAGES, *(ROUNDINGS if bits < 8 else ()), *LAST]
-    assert [row["stage"] for row in rows] == expected
+    assert [row["stage"] for row in rows] == [*STAGES, *ROUNDINGS, *LAST]
     np.testing.assert_allclose(rows[0]["SQNR dB"], before, atol=0.02)
     last = rows[-1]
     reported = last["corrected dB"] if last["kept"] else last["SQNR dB"]
@@ -79,7 +78,7 @@ def test_the_scaling_of_the_network_does_not_matter() -> None:
 
 
 @pytest.mark.slow
-def test_rounding_is_a_stage_below_eight_bits_or_when_asked() -> None:
+def test_rounding_is_a_stage_that_can_be_left_out() -> None:
     network, config = build("mlp"), QuantConfig(weight_bits=4, act_bits=None)
     data = batches(network)
     recipe = quantize_recipe(network.fn, network.params, data, config)

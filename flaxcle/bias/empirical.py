@@ -10,7 +10,7 @@ difference at once. The invariant: only biases change.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,25 +90,38 @@ def corrected(
     return _shifted(params, list(adds.values()), totals)
 
 
-def _shifts(
+class Corrected(NamedTuple):
+    """Outputs of the float network and of the quantized one, and how far its biases had to move."""
+
+    wanted: list[jax.Array]
+    outputs: list[jax.Array]
+    shifts: dict[str, Any]
+
+
+def corrected_run(
     fn: Callable[..., Any],
     config: QuantConfig,
     params: PyTree,
     reference: PyTree,
     ranges: Mapping[str, Any],
     inputs: tuple[Any, ...],
-) -> dict[str, Any]:
-    """By how much each bias must move on one batch, all earlier ones moved already."""
+) -> Corrected:
+    """One batch through both, every bias of the quantized network corrected on the spot."""
     program = trace(fn, params, *inputs)
     plan = make_plan(program)
     adds = find_bias_adds(plan.flow)
     quick = dict.fromkeys(plan.at, Computed())
-    means = program.run(
+    wanted, means = program.run(
         reference, inputs, {**quick, **{op: _Mean(add) for op, add in adds.items()}}
-    ).taps
+    )
     fixes = {op: _Fix(add) for op, add in adds.items()}
     feed = {**ranges, **means}
-    return run_quantized(program, plan, params, inputs, config, feed, fixes).taps
+    return Corrected(wanted, *run_quantized(program, plan, params, inputs, config, feed, fixes))
+
+
+def _shifts(*network: Any) -> dict[str, Any]:
+    """By how much each bias must move on one batch, all earlier ones moved already."""
+    return corrected_run(*network).shifts
 
 
 def _totals(samples: Iterable[tuple[Mapping[str, Any], PyTree]]) -> dict[str, np.ndarray]:

@@ -35,10 +35,10 @@ def quantize_recipe(
     """Makes a trained network ready for its integer grid, by all means that help it.
 
     Folds BatchNorm, gives clips a bound for each channel, zeroes dead channels, equalizes, learns
-    the scales, rounds weights by their inputs, chooses the ranges of activations, and corrects
-    biases. A quarter of the batches, at least one, is held back: the result has the least squared
-    error of the quantized output there, `sum (fn_quantized - fn)**2`, measured with and without
-    corrected biases, of which the lower counts.
+    the scales, rounds weights by their inputs, chooses and learns the ranges of activations, and
+    corrects biases. A quarter of the batches, at least one, is held back: the result has the least
+    squared error of the quantized output there, `sum (fn_quantized - fn)**2`, measured with and
+    without corrected biases, of which the lower counts.
 
     Args:
         fn: any function `fn(variables, *inputs)`.
@@ -48,8 +48,8 @@ def quantize_recipe(
             makes them out of what the BatchNorms remember, in minutes.
         config: the arithmetic.
         inputs: without batches, examples of the inputs of one; `jax.ShapeDtypeStruct` will do.
-        rounding: whether to try `round_weights`, which takes minutes; below 8 bits, where it
-            pays, when not given.
+        rounding: whether to try `round_weights`, which takes as long as all the rest. When not
+            given, it is tried, but without data at 8 bits, where distilled inputs are no guide.
 
     Returns:
         The function, its params and ranges, and a table of the stages.
@@ -70,9 +70,11 @@ def quantize_recipe(
     need = "the recipe needs at least one calibration batch"
     data = _distilled(fn, variables, inputs) if batches is None else listed(batches, need)
     if rounding is None:
-        rounding = config.weight_bits is not None and config.weight_bits < 8
+        rounding = batches is not None or (config.weight_bits or 8) < 8
     margin = MARGIN if batches is None else 1.0
-    return Kitchen(fn, variables, data, config, margin).cook(rounding)
+    return Kitchen(fn, variables, data, config, margin).cook(
+        rounding and config.weight_bits is not None
+    )
 
 
 def _distilled(fn: Function, variables: PyTree, inputs: tuple[Any, ...]) -> Data:

@@ -22,7 +22,7 @@ from flaxcle.clips import expose_clips
 from flaxcle.discover import find_spec
 from flaxcle.errors import FlaxcleError
 from flaxcle.fold import fold_batch_norm
-from flaxcle.learn import learn_scales
+from flaxcle.learn import learn_ranges, learn_scales
 from flaxcle.paths import PyTree, float_leaves
 from flaxcle.prune import prune_dead_channels
 from flaxcle.quantize import Calibration, QuantConfig, calibrate, fake_quant
@@ -141,6 +141,8 @@ class Kitchen:
             if observer != self.config.act_observer:
                 stage = partial(self.calibrate, observer)
                 line = self.tried(f"ranges ({observer})", stage, line)
+        if observers:
+            self.tried("learn ranges", self.learn_ranges, line)
         return self.served()
 
     def served(self) -> Recipe:
@@ -258,6 +260,15 @@ class Kitchen:
         spec = find_spec(one.fn, one.params, *self.seen[0])
         scales = learn_scales(one.fn, one.params, spec, self.seen, self.config)
         return one.moved(apply_scales(one.params, scales, spec))
+
+    def learn_ranges(self, one: _Candidate) -> _Candidate:
+        """Ranges of activations by the error of the output."""
+        assert one.calibration is not None
+        data, floats = self.seen, one.floats
+        found = learn_ranges(
+            one.fn, one.params, data, self.config, one.calibration, reference=floats
+        )
+        return replace(one, calibration=found)
 
     def round(self, observer: Any, one: _Candidate) -> _Candidate:
         """Weights up or down by their inputs, on the grid of an observer, which minmax finds."""
