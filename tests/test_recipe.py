@@ -42,17 +42,23 @@ def naive(network: Network, data: list[jax.Array], config: QuantConfig) -> float
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "granularity", "bits"),
-    [("mlp", "per_channel", 6), ("mobilenetv1_relu6", "per_tensor", 8)],
+    ("name", "granularity", "bits", "rounding"),
+    [("mlp", "per_channel", 6, None), ("mobilenetv1_relu6", "per_tensor", 8, False)],
 )
-def test_never_worse_than_the_network_as_it_is(name: str, granularity: Any, bits: int) -> None:
+def test_never_worse_than_the_network_as_it_is(
+    name: str, granularity: Any, bits: int, rounding: bool | None
+) -> None:
     network, config = build(name), QuantConfig(weight_bits=bits, weight_granularity=granularity)
     data = batches(network)
-    recipe = quantize_recipe(network.fn, network.params, data, config)
+    recipe = quantize_recipe(network.fn, network.params, data, config, rounding=rounding)
     before, after = naive(network, data, config), quality(network, recipe, data[-1])
     assert after >= before
     rows = list(recipe.stages)
-    assert [row["stage"] for row in rows] == [*STAGES, *ROUNDINGS, *LAST]
+    assert [row["stage"] for row in rows] == [
+        *STAGES,
+        *([] if rounding is False else ROUNDINGS),
+        *LAST,
+    ]
     np.testing.assert_allclose(rows[0]["SQNR dB"], before, atol=0.02)
     last = rows[-1]
     reported = last["corrected dB"] if last["kept"] else last["SQNR dB"]
