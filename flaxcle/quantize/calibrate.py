@@ -25,11 +25,12 @@ from flaxcle.quantize.channels import (
     Reader,
     channel_ranges,
     find_readers,
+    looked_at,
     merge_channels,
 )
 from flaxcle.quantize.config import QuantConfig
 from flaxcle.quantize.observe import State, look, merge, range_of
-from flaxcle.quantize.plan import Plan, Quantizer, make_plan
+from flaxcle.quantize.plan import Plan, make_plan
 from flaxcle.tables import Table
 
 Batches = Iterable[Any]
@@ -100,26 +101,25 @@ class Calibration:
 
 
 class _Watch:
-    """Action: run the op and report the state of its quantized operands, and of its channels."""
+    """Action: run the op and report the state of some of its operands, and of its channels."""
 
     feeds: tuple[str, ...] = ()
 
-    def __init__(
-        self, operands: Mapping[int, Quantizer], reader: Reader | None, observer: str
-    ) -> None:
-        self.operands = {k: q for k, q in operands.items() if not q.weight}
+    def __init__(self, operands: Mapping[int, str], reader: Reader | None, observer: str) -> None:
+        self.operands = operands
         self.reader = reader
         self.observer = observer
 
     def __call__(self, op: Op, operands: list[Any], feed: Mapping[str, Any]) -> Any:
-        taps = {}
-        for k, quantizer in self.operands.items():
-            state = look(operands[k], self.observer)
-            taps |= {f"{quantizer.name}:{key}": value for key, value in state.items()}
+        states, ends = {}, {}
         if self.reader is not None:
-            state = self.reader.look(operands[self.reader.operand])
-            taps |= {f"{self.reader.name}:{key}": value for key, value in state.items()}
-        return computed(op, *operands), taps
+            k = self.reader.operand
+            states[self.reader.name], ends[k] = self.reader.look(operands[k])
+        for k, name in self.operands.items():
+            states[name] = look(operands[k], self.observer, ends.get(k))
+        return computed(op, *operands), {
+            f"{name}:{key}": value for name, state in states.items() for key, value in state.items()
+        }
 
 
 def no_batch(what: str) -> CalibrationError:
@@ -223,7 +223,10 @@ def watched(
     program = trace(fn, params, *inputs)
     plan = make_plan(program)
     readers = find_readers(plan.flow)
-    watches = {op: _Watch(ks, readers.get(op), observer) for op, ks in plan.at.items()}
+    watches = {
+        op: _Watch(names, readers.get(op), observer)
+        for op, names in looked_at(plan, readers).items()
+    }
     outputs, taps = program.run(params, inputs, watches)
     states: States = {}
     for tap, value in taps.items():
@@ -231,8 +234,8 @@ def watched(
         states.setdefault(name, {})[key] = value
     channels = {reader.name: states.pop(reader.name) for reader in readers.values()}
     ends = zip([*plan.inputs, *plan.outputs], [*jax.tree.leaves(inputs), *outputs], strict=True)
-    own = {q.name: look(jnp.asarray(x), observer) for q, x in ends if q is not None}
-    return states | own, channels
+    rest = ((q.name, x) for q, x in ends if q is not None and q.name not in states)
+    return states | {name: look(jnp.asarray(x), observer) for name, x in rest}, channels
 
 
 def joined(

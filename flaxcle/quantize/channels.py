@@ -23,8 +23,10 @@ from flaxcle.jaxpr import Op
 from flaxcle.jaxpr.graph import CONTRACTIONS
 from flaxcle.paths import wide_dtype
 from flaxcle.quantize.flow import Fact, Flow
+from flaxcle.quantize.plan import Plan
 
 State = dict[str, jax.Array]
+Ends = tuple[jax.Array, jax.Array]
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("peak", "mean"), meta_fields=("axes",))
@@ -77,16 +79,24 @@ class Reader:
         """The axes of the record, in the order in which they are observed; loops first."""
         return (*(axis for axis in self.loops if axis is not None), *self.axes)
 
-    def look(self, x: jax.Array) -> State:
-        """The state of one batch, on `axes`."""
-        size = jnp.abs(x.astype(wide_dtype(x.dtype)))
+    def look(self, x: jax.Array) -> tuple[State, Ends]:
+        """The state of one batch, on `axes`, and the smallest and the largest value of all.
+
+        The ends of all come from those of the channels, as an activation is slow to read. The
+        barrier is there since XLA makes two reductions in a row one that reads it once more.
+        """
+        x = x.astype(wide_dtype(x.dtype))
         rest = tuple(k for k in range(x.ndim) if k not in self.dims)
         count = np.prod([x.shape[k] for k in rest])
-        return {
-            "peak": self._along(jnp.max(size, rest)),
-            "total": self._along(jnp.sum(size, rest)),
-            "count": jnp.asarray(count, size.dtype),
+        low, high, total = jax.lax.optimization_barrier(
+            (jnp.min(x, rest), jnp.max(x, rest), jnp.sum(jnp.abs(x), rest))
+        )
+        state = {
+            "peak": self._along(jnp.maximum(jnp.abs(low), jnp.abs(high))),
+            "total": self._along(total),
+            "count": jnp.asarray(count, x.dtype),
         }
+        return state, (jnp.min(low), jnp.max(high))
 
     def _along(self, values: jax.Array) -> jax.Array:
         """Values of the dimensions `dims`, ascending, in the order of `axes`."""
@@ -108,6 +118,23 @@ def find_readers(flow: Flow) -> dict[Op, Reader]:
     for reader in found.values():
         axes.setdefault(reader.leaf, set()).add(tuple(sorted(reader.leaf_axes)))
     return {op: reader for op, reader in found.items() if len(axes[reader.leaf]) == 1}
+
+
+def looked_at(plan: Plan, readers: Mapping[Op, Reader]) -> dict[Op, dict[int, str]]:
+    """The activation quantizers by the op and operand where their tensor is observed.
+
+    One op for a tensor that several read, with preference one that looks at its channels anyway.
+    """
+    places: dict[str, tuple[Op, int]] = {}
+    for op, operands in plan.at.items():
+        for k, quantizer in operands.items():
+            if not quantizer.weight:
+                known = op in readers and readers[op].operand == k
+                places[quantizer.name] = (op, k) if known else places.get(quantizer.name, (op, k))
+    found: dict[Op, dict[int, str]] = {op: {} for op in plan.at}
+    for name, (op, k) in places.items():
+        found[op][k] = name
+    return found
 
 
 def merge_channels(old: State, new: State) -> State:

@@ -32,19 +32,21 @@ _FRACTIONS = 64
 _SMALLEST = 2.0**-100
 
 
-def look(x: jax.Array, observer: str) -> State:
-    """The state of one tensor of one batch."""
+def look(x: jax.Array, observer: str, ends: tuple[jax.Array, jax.Array] | None = None) -> State:
+    """The state of one tensor of one batch; `ends` are its extremes where they are known."""
     x = x.astype(wide_dtype(x.dtype)).ravel()
-    low, high = jnp.min(x), jnp.max(x)
+    low, high = ends or (jnp.min(x), jnp.max(x))
     state = {
         "low": jnp.where(jnp.isnan(low), -jnp.inf, low),
         "high": jnp.where(jnp.isnan(high), jnp.inf, high),
     }
-    return state | _histogram(x, observer) if observer in _BY_HISTOGRAM else state
+    if observer not in _BY_HISTOGRAM:
+        return state
+    return state | _histogram(x, jnp.maximum(jnp.abs(low), jnp.abs(high)), observer)
 
 
-def _histogram(x: jax.Array, observer: str) -> State:
-    top = jnp.maximum(jnp.max(jnp.abs(x)), _SMALLEST)
+def _histogram(x: jax.Array, top: jax.Array, observer: str) -> State:
+    top = jnp.maximum(top, _SMALLEST)
     exponent = jnp.ceil(jnp.log2(top))
     width = jnp.exp2(exponent) / _HALF
     bins = jnp.clip(jnp.floor(x / width) + _HALF, 0, 2 * _HALF - 1).astype(jnp.int32)

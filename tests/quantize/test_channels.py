@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import jax
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 from flaxcle import QuantConfig, calibrate
+from flaxcle.jaxpr import trace
 from flaxcle.paths import named_leaves
+from flaxcle.quantize.calibrate import watched
 from flaxcle.quantize.channels import ChannelRange
 from zoo import networks
 
@@ -162,3 +165,20 @@ def test_averages_take_the_place_of_peaks():
     averaged = calibration.averaged()
     np.testing.assert_array_equal(averaged.channels["w"].peak, calibration.channels["w"].mean)
     assert averaged.low == calibration.low
+
+
+def test_an_activation_whose_channels_are_looked_at_is_not_looked_at_again():
+    def fn(p: Any, x: jax.Array) -> jax.Array:
+        hidden = jnp.tanh(x)
+        return hidden + hidden @ p["w"]
+
+    params, x = {"w": draw(5, 5)}, draw(7, 5)
+    program = trace(lambda p, x: watched(fn, "minmax", p, (x,)), params, x)
+    reductions = [op for op in program.graph.flat if op.primitive.startswith("reduce_m")]
+    sizes = Counter((op.primitive, op.inputs[0].shape) for op in reductions)
+    whole, channels, ends = (35,), (7, 5), (5,)  # by shape; hidden by channel
+    assert sizes == {
+        (name, shape): count
+        for name in ("reduce_min", "reduce_max")
+        for shape, count in ((whole, 3), (channels, 1), (ends, 1))
+    }
