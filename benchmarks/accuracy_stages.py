@@ -9,11 +9,12 @@ Results are merged into the file; `accuracy_table.py` prints them.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accuracy import BITS, Bench, config_of, keep
 from accuracy_nets import NAMES, load
 
@@ -37,28 +38,39 @@ DATA = Path(__file__).parent / "results" / "accuracy_stages.json"
 
 @dataclass
 class Without(Kitchen):
-    """The recipe without a stage."""
+    """The recipe without a stage; what came before it is known from the other runs."""
 
-    left_out: str = ""
+    left_out: str | None = None
+    known: dict[Any, Any] = field(default_factory=dict)
 
     def applied(self, name: str, stage: Any, line: Any, start: float) -> Any:
-        if name.startswith(self.left_out):
+        if self.left_out is not None and name.startswith(self.left_out):
             return line
-        return super().applied(name, stage, line, start)
 
-    def measured(self, one: Any, name: str, start: float) -> Any:
-        if self.left_out != "correct biases":
-            return super().measured(one, name, start)
-        best = self.best
-        new = replace(super().measured(one, name, start), noise_corrected=float("inf"))
-        self.best = best if best is not None and best.noise <= new.noise else new
-        return new
+        def run(whole: Any = super().applied) -> Any:
+            made = whole(name, stage, line, start)
+            return None if made is line else made
+
+        made = self._once(("applied", name, line.stages), run)
+        return line if made is None else made
+
+    def judged(self, one: Any, name: str) -> Any:
+        run = super().judged
+        new = self._once(("judged", name, one.stages), lambda: run(one, name))
+        return replace(new, noise_corrected=np.inf) if self.left_out == "correct biases" else new
+
+    def _once(self, key: Any, run: Callable[[], Any]) -> Any:
+        """What a stage makes depends on the stages before it alone."""
+        if key not in self.known:
+            self.known[key] = run()
+        return self.known[key]
 
 
-def without(bench: Bench, config: fc.QuantConfig, stage: str) -> fc.Recipe:
+def without(bench: Bench, config: fc.QuantConfig, stage: str | None, known: Any) -> fc.Recipe:
+    """The recipe without a stage, or all of it."""
     data = list(map(as_inputs, bench.subject.calibration))
-    kitchen = Without(bench.subject.fn, bench.subject.variables, data, config, 1.0, left_out=stage)
-    return kitchen.cook(rounding=True)
+    fn, variables = bench.subject.fn, bench.subject.variables
+    return Without(fn, variables, data, config, 1.0, left_out=stage, known=known).cook(True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,18 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         bench = Bench(load(name), chosen.images)
         for bits in chosen.bits:
             config = config_of(bits, "tensor")
-            results = {"recipe": bench.served(_whole(bench, config), None)}
+            known: dict[Any, Any] = {}
+            results = {"recipe": bench.served(without(bench, config, None, known), None)}
             for stage in STAGES:
-                made = without(bench, config, stage)
+                made = without(bench, config, stage, known)
                 results[f"without {stage}"] = bench.served(made, None)
             key = {"network": name, "bits": bits, "per": "tensor", "run": "stages"}
             keep(chosen.json, key, sum(map(len, bench.subject.calibration)), results)
-
-
-def _whole(bench: Bench, config: fc.QuantConfig) -> fc.Recipe:
-    return fc.quantize_recipe(
-        bench.subject.fn, bench.subject.variables, bench.subject.calibration, config
-    )
 
 
 if __name__ == "__main__":

@@ -195,11 +195,19 @@ class Kitchen:
             return line
 
     def measured(self, one: _Candidate, name: str, start: float) -> _Candidate:
+        """The candidate with its noise, as a row and perhaps the best so far."""
+        new = self.judged(one, name)
+        if self.best is None or new.least < self.best.least:
+            self.best = new
+        self.rows.append((name, *self.numbers(new, start), ""))
+        return new
+
+    def judged(self, one: _Candidate, name: str) -> _Candidate:
         """The candidate with its noise on the batches that were held back."""
         ranges = one.calibration or self.ranges(one)
         fixed = corrected(one.fn, one.params, one.floats, self.seen, self.config, ranges)
         run = compiled(_quantized, one.fn, self.config)
-        new = replace(
+        return replace(
             one,
             stages=(*(s for s in one.stages if _kind(s) != _kind(name)), name),
             calibration=ranges,
@@ -207,10 +215,6 @@ class Kitchen:
             corrected=fixed,
             noise_corrected=self.noise(run, fixed, ranges),
         )
-        if self.best is None or new.least < self.best.least:
-            self.best = new
-        self.rows.append((name, *self.numbers(new, start), ""))
-        return new
 
     def ranges(self, one: _Candidate) -> Calibration:
         """The ranges on the batches that are seen, with the margin of distilled ones."""
@@ -264,11 +268,8 @@ class Kitchen:
     def learn_ranges(self, one: _Candidate) -> _Candidate:
         """Ranges of activations by the error of the output."""
         assert one.calibration is not None
-        data, floats = self.seen, one.floats
-        found = learn_ranges(
-            one.fn, one.params, data, self.config, one.calibration, reference=floats
-        )
-        return replace(one, calibration=found)
+        arguments = (one.fn, one.params, self.seen, self.config, one.calibration)
+        return replace(one, calibration=learn_ranges(*arguments, reference=one.floats))
 
     def round(self, observer: Any, one: _Candidate) -> _Candidate:
         """Weights up or down by their inputs, on the grid of an observer, which minmax finds."""
