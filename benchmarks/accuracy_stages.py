@@ -46,8 +46,9 @@ class Without(Kitchen):
     def applied(self, name: str, stage: Any, line: Any, start: float) -> Any:
         if self.left_out is not None and name.startswith(self.left_out):
             return line
+        whole = super().applied
 
-        def run(whole: Any = super().applied) -> Any:
+        def run() -> Any:
             made = whole(name, stage, line, start)
             return None if made is line else made
 
