@@ -137,6 +137,7 @@ class Trail(NamedTuple):
         norm: square of the step's Euclidean length.
         changes: earlier changes of the step, orthonormal, (history, channels).
         moves: the moves of `x` behind them.
+        known: 1 for each of them that is remembered, 0 for one that is forgotten.
         sweeps: number of sweeps.
     """
 
@@ -145,6 +146,7 @@ class Trail(NamedTuple):
     norm: jax.Array
     changes: jax.Array
     moves: jax.Array
+    known: jax.Array
     sweeps: jax.Array
 
 
@@ -162,32 +164,34 @@ def relax(problem: Problem, entries: Entries, x: jax.Array, tol: jax.Array) -> j
 
     none = jnp.zeros_like(x)
     history = jnp.stack([none] * HISTORY)
-    start = Trail(x, none, _dot(none, none), history, history, jnp.zeros((), jnp.int32))
+    known, sweeps = history[:, 0], jnp.zeros((), jnp.int32)
+    start = Trail(x, none, _dot(none, none), history, history, known, sweeps)
     last = lax.while_loop(unfinished, advance, start)
     return last.x + last.step
 
 
 def accelerated(trail: Trail) -> jax.Array:
     """The next point: a full step, less what the earlier changes of the step explain."""
-    explained = _dot(trail.changes, trail.step)
-    return trail.x + trail.step - _dot(explained, trail.changes + trail.moves)
+    explained = trail.known * _dot(trail.changes, trail.step)
+    return trail.x + trail.step - _dot(explained, trail.changes) - _dot(explained, trail.moves)
 
 
 def extended(trail: Trail, x: jax.Array, step: jax.Array) -> Trail:
     """The trail with one more point; forgets all directions when the step has grown."""
     norm = _dot(step, step)
     change, move = step - trail.step, x - trail.x
-    known = _dot(trail.changes, change)
-    change = change - _dot(known, trail.changes)
-    move = move - _dot(known, trail.moves)
+    shares = trail.known * _dot(trail.changes, change)
+    change = change - _dot(shares, trail.changes)
+    move = move - _dot(shares, trail.moves)
     length = _dot(change, change)
-    new = (trail.sweeps > 0) & (length > 1e-8 * _dot(known, known))
+    new = (trail.sweeps > 0) & (length > 1e-8 * _dot(shares, shares))
     scale = jnp.where(new, lax.rsqrt(jnp.where(new, length, 1.0)), 0.0)
-    keep = jnp.where((trail.sweeps > 0) & (norm > 4 * trail.norm), 0.0, 1.0)
+    grown = (trail.sweeps > 0) & (norm > 4 * trail.norm)
     slot = trail.sweeps % HISTORY
-    changes = keep * lax.dynamic_update_index_in_dim(trail.changes, change * scale, slot, 0)
-    moves = keep * lax.dynamic_update_index_in_dim(trail.moves, move * scale, slot, 0)
-    return Trail(x, step, norm, changes, moves, trail.sweeps + 1)
+    changes = lax.dynamic_update_index_in_dim(trail.changes, change * scale, slot, 0)
+    moves = lax.dynamic_update_index_in_dim(trail.moves, move * scale, slot, 0)
+    known = jnp.where(grown, 0.0, trail.known.at[slot].set(1.0))
+    return Trail(x, step, norm, changes, moves, known, trail.sweeps + 1)
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
