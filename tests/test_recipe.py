@@ -18,7 +18,7 @@ from zoo import Network, build
 STAGES = ["as it is", "fold BatchNorm", "expose clips", "prune dead channels"]
 STAGES += ["equalize", "learn scales"]
 ROUNDINGS = ["round weights (minmax)", "round weights (mse)"]
-LAST = ["ranges (percentile)", "ranges (mse)", "learn ranges", "correct biases"]
+LAST = ["ranges (percentile)", "ranges (mse)", "correct biases"]
 
 
 def batches(network: Network, count: int = 4, size: int = 16) -> list[jax.Array]:
@@ -95,6 +95,17 @@ def test_rounding_is_a_stage_that_can_be_left_out() -> None:
     assert quality(network, recipe, data[-1]) >= naive(network, data, config)
     plain = quantize_recipe(network.fn, network.params, data, config, rounding=False)
     assert plain.stages.column("stage") == [*STAGES, "correct biases"]
+
+
+@pytest.mark.slow
+def test_ranges_are_learned_below_eight_bits() -> None:
+    network, config = build("mlp"), QuantConfig(weight_bits=None, act_bits=4)
+    data = batches(network)
+    recipe = quantize_recipe(network.fn, network.params, data, config)
+    rows = {row["stage"]: row for row in recipe.stages}
+    assert list(rows) == [*STAGES, *LAST[:-1], "learn ranges", LAST[-1]]
+    assert rows["learn ranges"]["kept"]
+    assert quality(network, recipe, data[-1]) > naive(network, data, config)
 
 
 def test_the_kept_stages_are_those_on_the_way_to_the_best() -> None:

@@ -141,7 +141,7 @@ class Kitchen:
             if observer != self.config.act_observer:
                 stage = partial(self.calibrate, observer)
                 line = self.tried(f"ranges ({observer})", stage, line)
-        if observers:
+        if observers and (self.config.act_bits or 8) < 8:
             self.tried("learn ranges", self.learn_ranges, line)
         return self.served()
 
