@@ -98,16 +98,17 @@ def learn_ranges(
     check_names(make_plan(trace(fn, params, *data[0])), calibration)
     network = (params, params if reference is None else reference, calibration)
     probe = compiled(_probe, fn, config)
-    update = optimizer or optax.adam(optax.cosine_decay_schedule(RATE, max(steps, 1)))
+    optimizer = optimizer or optax.adam(optax.cosine_decay_schedule(RATE, max(steps, 1)))
 
     def total(x: Ends) -> float:
+        # The gradients go unused: compiling the error alone would take longer than they do.
         return sum(float(probe(x, *network, inputs)[0]) for inputs in data)
 
     x = tuple(jax.tree.map(jnp.zeros_like, end) for end in (calibration.low, calibration.high))
-    best, least, state = x, total(x), update.init(x)
+    best, least, state = x, total(x), optimizer.init(x)
     for step in range(steps):
         _, gradient = probe(x, *network, data[step % len(data)])
-        x, state = descended(update.update, gradient, state, x)
+        x, state = descended(optimizer.update, gradient, state, x)
         if (step + 1) % max(steps // CHECKS, 1) == 0 and (error := total(x)) < least:
             best, least = x, error
     return _moved(calibration, best)

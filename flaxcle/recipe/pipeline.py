@@ -70,11 +70,10 @@ def quantize_recipe(
     need = "the recipe needs at least one calibration batch"
     data = _distilled(fn, variables, inputs) if batches is None else listed(batches, need)
     if rounding is None:
-        rounding = batches is not None or (config.weight_bits or 8) < 8
+        bits = config.weight_bits
+        rounding = bits is not None and (batches is not None or bits < 8)
     margin = MARGIN if batches is None else 1.0
-    return Kitchen(fn, variables, data, config, margin).cook(
-        rounding and config.weight_bits is not None
-    )
+    return Kitchen(fn, variables, data, config, margin).cook(rounding)
 
 
 def _distilled(fn: Function, variables: PyTree, inputs: tuple[Any, ...]) -> Data:
