@@ -105,6 +105,13 @@ def float_leaves(tree: PyTree) -> list[jax.Array]:
     return [leaf.astype(wide_dtype(leaf.dtype)) for leaf in leaves if is_float(leaf)]
 
 
+def squared_error(found: PyTree, wanted: PyTree) -> jax.Array:
+    """The sum of squared differences of the floating-point leaves, in float32."""
+    pairs = zip(float_leaves(found), float_leaves(wanted), strict=True)
+    parts = (jnp.sum(jnp.square(a - b)).astype(jnp.float32) for a, b in pairs)
+    return sum(parts, jnp.zeros((), jnp.float32))
+
+
 def shape_of(leaf: Any) -> tuple[int, ...]:
     """The shape of an array or a ShapeDtypeStruct; `()` for anything else."""
     return tuple(getattr(leaf, "shape", ()))

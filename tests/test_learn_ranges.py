@@ -13,8 +13,9 @@ import optax
 import pytest
 
 from flaxcle import Calibration, QuantConfig, calibrate, fake_quant, learn_ranges
-from flaxcle.bias.empirical import corrected_run
+from flaxcle.bias.empirical import corrected_run, reference_run
 from flaxcle.errors import CalibrationError, ConfigError
+from flaxcle.paths import squared_error
 from flaxcle.quantize.fake import ranges_of
 from zoo import build
 
@@ -127,10 +128,13 @@ def test_a_network_never_loses_by_the_measure_of_the_descent() -> None:
     learned = learn_ranges(network.fn, network.params, data, config, start, steps=20)
 
     def left(ranges: Calibration) -> float:
-        params = (network.params, network.params, ranges_of(ranges))
-        runs = [corrected_run(network.fn, config, *params, (x,)) for x in data]
-        pairs = [pair for run in runs for pair in zip(run.outputs, run.wanted, strict=True)]
-        return sum(float(jnp.sum(jnp.square(a - b))) for a, b in pairs)
+        error = 0.0
+        for x in data:
+            wanted = reference_run(network.fn, network.params, (x,))
+            settings = (wanted.means, ranges_of(ranges), (x,))
+            ran = corrected_run(network.fn, config, network.params, *settings)
+            error += float(squared_error(ran.outputs, wanted.outputs))
+        return error
 
     assert left(learned) <= left(start)
 

@@ -36,7 +36,7 @@ PHOTOS = (
 IMAGE_SIZE = 224
 BATCH = 32
 CALIBRATION_CROPS, CALIBRATION_SEED = 128, 1
-TEST_CROPS, TEST_SEED = 256, 0
+TEST_CROPS, TEST_SEED = 1024, 0
 AREA = (0.15, 1.0)  # of the photo
 RATIO = (3 / 4, 4 / 3)  # width to height
 JITTER = (0.7, 1.3)  # of brightness and contrast
@@ -70,7 +70,7 @@ def crops(count: int, seed: int, size: int = IMAGE_SIZE) -> list[jax.Array]:
 
 
 def load() -> Subject:
-    """256 crops for measuring, 128 others for calibration."""
+    """1,024 crops for measuring, 128 others for calibration."""
     return Subject(
         name="lite0_photos",
         fn=Lite0().apply,

@@ -21,7 +21,7 @@ from flaxcle.cache import compiled
 from flaxcle.compare import decibel
 from flaxcle.errors import ConfigError
 from flaxcle.jaxpr import trace
-from flaxcle.paths import PyTree, float_leaves
+from flaxcle.paths import PyTree, float_leaves, squared_error
 from flaxcle.quantize import Calibration, QuantConfig
 from flaxcle.quantize.calibrate import Batches, listed
 from flaxcle.quantize.fake import ranges_of, run_quantized
@@ -143,8 +143,8 @@ def run_masked(
 @jax.jit
 def _squares(found: list[jax.Array], wanted: list[jax.Array]) -> tuple[Any, Any]:
     """The sums of squares of signal and noise."""
-    noise = [jnp.sum(jnp.square(a - b)) for a, b in zip(found, wanted, strict=True)]
-    return sum(jnp.sum(jnp.square(out)) for out in wanted), sum(noise)
+    zeros = jax.tree.map(jnp.zeros_like, wanted)
+    return squared_error(zeros, wanted), squared_error(found, wanted)
 
 
 def _checked(batches: Batches, config: QuantConfig) -> list[tuple[Any, ...]]:

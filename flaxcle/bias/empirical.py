@@ -90,38 +90,56 @@ def corrected(
     return _shifted(params, list(adds.values()), totals)
 
 
-class Corrected(NamedTuple):
-    """Outputs of the float network and of the quantized one, and how far its biases had to move."""
+class Reference(NamedTuple):
+    """What the float network does with a batch: its outputs, and the mean of each biased sum."""
 
-    wanted: list[jax.Array]
+    outputs: list[jax.Array]
+    means: dict[str, Any]
+
+
+class Corrected(NamedTuple):
+    """Outputs of the quantized network, and how far its biases had to move."""
+
     outputs: list[jax.Array]
     shifts: dict[str, Any]
+
+
+def reference_run(fn: Callable[..., Any], params: PyTree, inputs: tuple[Any, ...]) -> Reference:
+    """One batch through the float network."""
+    program = trace(fn, params, *inputs)
+    plan = make_plan(program)
+    quick = dict.fromkeys(plan.at, Computed())
+    means = {op: _Mean(add) for op, add in find_bias_adds(plan.flow).items()}
+    return Reference(*program.run(params, inputs, {**quick, **means}))
 
 
 def corrected_run(
     fn: Callable[..., Any],
     config: QuantConfig,
     params: PyTree,
-    reference: PyTree,
+    means: Mapping[str, Any],
     ranges: Mapping[str, Any],
     inputs: tuple[Any, ...],
 ) -> Corrected:
-    """One batch through both, every bias of the quantized network corrected on the spot."""
+    """One batch through the quantized network, every bias corrected on the spot."""
     program = trace(fn, params, *inputs)
     plan = make_plan(program)
-    adds = find_bias_adds(plan.flow)
-    quick = dict.fromkeys(plan.at, Computed())
-    wanted, means = program.run(
-        reference, inputs, {**quick, **{op: _Mean(add) for op, add in adds.items()}}
-    )
-    fixes = {op: _Fix(add) for op, add in adds.items()}
+    fixes = {op: _Fix(add) for op, add in find_bias_adds(plan.flow).items()}
     feed = {**ranges, **means}
-    return Corrected(wanted, *run_quantized(program, plan, params, inputs, config, feed, fixes))
+    return Corrected(*run_quantized(program, plan, params, inputs, config, feed, fixes))
 
 
-def _shifts(*network: Any) -> dict[str, Any]:
+def _shifts(
+    fn: Callable[..., Any],
+    config: QuantConfig,
+    params: PyTree,
+    reference: PyTree,
+    ranges: Mapping[str, Any],
+    inputs: tuple[Any, ...],
+) -> dict[str, Any]:
     """By how much each bias must move on one batch, all earlier ones moved already."""
-    return corrected_run(*network).shifts
+    means = reference_run(fn, reference, inputs).means
+    return corrected_run(fn, config, params, means, ranges, inputs).shifts
 
 
 def _totals(samples: Iterable[tuple[Mapping[str, Any], PyTree]]) -> dict[str, np.ndarray]:

@@ -21,7 +21,7 @@ from flaxcle.apply import apply_scales
 from flaxcle.cache import compiled
 from flaxcle.errors import ConfigError
 from flaxcle.jaxpr import trace
-from flaxcle.paths import PyTree, float_leaves
+from flaxcle.paths import PyTree, float_leaves, squared_error
 from flaxcle.quantize.calibrate import Batches, as_inputs, calibrate, joined, ranges_found, watched
 from flaxcle.quantize.config import QuantConfig
 from flaxcle.quantize.fake import run_quantized
@@ -198,8 +198,6 @@ def _squared_errors(
         program = trace(fn, moved, *inputs)
         plan = make_plan(program)
         found = run_quantized(program, plan, moved, inputs, config, ranges).outputs
-        pairs = zip(float_leaves(found), wanted, strict=True)
-        parts = [jnp.sum((a - b) ** 2).astype(jnp.float32) for a, b in pairs]
-        return jnp.sum(jnp.stack(parts))
+        return squared_error(found, wanted)
 
     return lax.map(one, (trials, feed))

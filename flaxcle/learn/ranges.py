@@ -19,12 +19,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flaxcle.bias.empirical import corrected_run
+from flaxcle.bias.empirical import Reference, corrected_run, reference_run
 from flaxcle.cache import compiled
 from flaxcle.descent import descended
 from flaxcle.errors import ConfigError
 from flaxcle.jaxpr import trace
-from flaxcle.paths import PyTree, float_leaves
+from flaxcle.paths import PyTree, squared_error
 from flaxcle.quantize.calibrate import Batches, Calibration, listed
 from flaxcle.quantize.config import QuantConfig
 from flaxcle.quantize.fake import check_names, ranges_of
@@ -96,18 +96,18 @@ def learn_ranges(
         raise ConfigError(f"steps can't be {steps!r}", then="pass 0 or more")
     data = listed(batches, "learning ranges needs at least one batch")
     check_names(make_plan(trace(fn, params, *data[0])), calibration)
-    network = (params, params if reference is None else reference, calibration)
-    probe = compiled(_probe, fn, config)
+    run, probe = compiled(reference_run, fn), compiled(_probe, fn, config)
+    pairs = [(inputs, run(params if reference is None else reference, inputs)) for inputs in data]
     optimizer = optimizer or optax.adam(optax.cosine_decay_schedule(RATE, max(steps, 1)))
 
     def total(x: Ends) -> float:
         # The gradients go unused: compiling the error alone would take longer than they do.
-        return sum(float(probe(x, *network, inputs)[0]) for inputs in data)
+        return sum(float(probe(x, params, calibration, *pair)[0]) for pair in pairs)
 
     x = tuple(jax.tree.map(jnp.zeros_like, end) for end in (calibration.low, calibration.high))
     best, least, state = x, total(x), optimizer.init(x)
     for step in range(steps):
-        _, gradient = probe(x, *network, data[step % len(data)])
+        _, gradient = probe(x, params, calibration, *pairs[step % len(pairs)])
         x, state = descended(optimizer.update, gradient, state, x)
         if (step + 1) % max(steps // CHECKS, 1) == 0 and (error := total(x)) < least:
             best, least = x, error
@@ -119,17 +119,16 @@ def _probe(
     config: QuantConfig,
     x: Ends,
     params: PyTree,
-    reference: PyTree,
     calibration: Calibration,
     inputs: tuple[Any, ...],
+    wanted: Reference,
 ) -> tuple[jax.Array, Ends]:
     """The error on one batch, and its gradient."""
 
     def error(x: Ends) -> jax.Array:
         ranges = ranges_of(_moved(calibration, x))
-        ran = corrected_run(fn, config, params, reference, ranges, inputs)
-        pairs = zip(float_leaves(ran.outputs), float_leaves(ran.wanted), strict=True)
-        return sum((jnp.sum(jnp.square(a - b)) for a, b in pairs), jnp.zeros(()))
+        ran = corrected_run(fn, config, params, wanted.means, ranges, inputs)
+        return squared_error(ran.outputs, wanted.outputs)
 
     return jax.value_and_grad(error)(x)
 

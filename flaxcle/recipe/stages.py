@@ -23,7 +23,7 @@ from flaxcle.discover import find_spec
 from flaxcle.errors import FlaxcleError
 from flaxcle.fold import fold_batch_norm
 from flaxcle.learn import learn_ranges, learn_scales
-from flaxcle.paths import PyTree, float_leaves
+from flaxcle.paths import PyTree, float_leaves, squared_error
 from flaxcle.prune import prune_dead_channels
 from flaxcle.quantize import Calibration, QuantConfig, calibrate, fake_quant
 from flaxcle.rounding import round_weights
@@ -238,8 +238,7 @@ class Kitchen:
         """The squared error of the quantized outputs; infinite where they are not finite."""
         total = 0.0
         for inputs, wanted in zip(self.held, self.wanted, strict=True):
-            pairs = zip(float_leaves(run(params, ranges, inputs)), wanted, strict=True)
-            total += sum(float(jnp.sum(jnp.square(got - want))) for got, want in pairs)
+            total += float(squared_error(run(params, ranges, inputs), wanted))
         return total if np.isfinite(total) else float("inf")
 
     def fold(self, one: _Candidate) -> _Candidate:
