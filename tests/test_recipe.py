@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,11 +14,14 @@ import flaxcle as fc
 from by_hand import random_scales
 from flaxcle import QuantConfig, Recipe, quantize_recipe
 from flaxcle.errors import CalibrationError, WeightError
+from flaxcle.recipe.candidate import unscaled
+from flaxcle.recipe.stages import Kitchen
 from zoo import Network, build
 
 STAGES = ["as it is", "fold BatchNorm", "expose clips", "prune dead channels"]
 STAGES += ["equalize", "learn scales"]
 ROUNDINGS = ["round weights (minmax)", "round weights (mse)"]
+LEARNED = "round weights (learned scales)"  # tried where learned scales lose at first
 LAST = ["ranges (percentile)", "ranges (mse)", "correct biases"]
 
 
@@ -54,11 +58,9 @@ def test_never_worse_than_the_network_as_it_is(
     before, after = naive(network, data, config), quality(network, recipe, data[-1])
     assert after >= before
     rows = list(recipe.stages)
-    assert [row["stage"] for row in rows] == [
-        *STAGES,
-        *([] if rounding is False else ROUNDINGS),
-        *LAST,
-    ]
+    rounded = [] if rounding is False else ROUNDINGS
+    stages = [row["stage"] for row in rows if row["stage"] != LEARNED]
+    assert stages == [*STAGES, *rounded, *LAST]
     np.testing.assert_allclose(rows[0]["SQNR dB"], before, atol=0.02)
     last = rows[-1]
     reported = last["corrected dB"] if last["kept"] else last["SQNR dB"]
@@ -89,12 +91,27 @@ def test_rounding_is_a_stage_that_can_be_left_out() -> None:
     data = batches(network)
     recipe = quantize_recipe(network.fn, network.params, data, config)
     stages = recipe.stages.column("stage")
-    assert stages == [*STAGES, *ROUNDINGS, "correct biases"]
+    assert [s for s in stages if s != LEARNED] == [*STAGES, *ROUNDINGS, "correct biases"]
     kept = [row["stage"] for row in recipe.stages if row["kept"]]
-    assert sum(stage in ROUNDINGS for stage in kept) == 1
+    assert sum(stage in (*ROUNDINGS, LEARNED) for stage in kept) == 1
     assert quality(network, recipe, data[-1]) >= naive(network, data, config)
     plain = quantize_recipe(network.fn, network.params, data, config, rounding=False)
     assert plain.stages.column("stage") == [*STAGES, "correct biases"]
+
+
+@pytest.mark.slow
+def test_learned_scales_that_lose_at_first_may_win_with_rounded_weights() -> None:
+    zoo, config = build("mlp"), QuantConfig(weight_bits=4)
+    spec = fc.find_spec(zoo.fn, zoo.params, *zoo.inputs)
+    ruined = fc.apply_scales(zoo.params, random_scales(spec, 1, reach=5.0), spec)
+    data = [(x,) for x in batches(zoo)]
+    kitchen = Kitchen(zoo.fn, ruined, data, config, 1.0)
+    line = kitchen.measured(unscaled(zoo.fn, ruined), "as it is", 0.0)
+    learned = kitchen.stepped("learn scales", kitchen.learn, line)
+    lost = replace(learned, noise=2 * line.noise, noise_corrected=2 * line.noise)
+    best = kitchen.rounded(line, lost)
+    assert best.stages == ("as it is", "learn scales", LEARNED)
+    assert best.least < learned.least < line.least
 
 
 @pytest.mark.slow

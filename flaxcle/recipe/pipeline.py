@@ -18,7 +18,8 @@ from flaxcle.errors import CalibrationError
 from flaxcle.paths import PyTree
 from flaxcle.quantize import QuantConfig
 from flaxcle.quantize.calibrate import Batches, listed
-from flaxcle.recipe.stages import Data, Function, Kitchen, Recipe
+from flaxcle.recipe.candidate import Function, Recipe
+from flaxcle.recipe.stages import Data, Kitchen
 
 MARGIN = 1.5  # real data reach further than data that look typical to every norm
 
