@@ -58,7 +58,7 @@ docs: .venv/docs.done
 	@echo "Open site/index.html"
 
 test-oldest: .venv-oldest/oldest.done
-	$(OLDEST)/python -m pytest -q flaxcle tests/test_imports.py tests/test_docs.py
+	$(OLDEST)/python -m pytest -q -n $(JOBS) flaxcle tests/test_imports.py tests/test_docs.py
 
 test-newest: .venv-newest/newest.done
 	$(NEWEST)/python -m pytest -q -n $(JOBS)
@@ -87,7 +87,7 @@ clean:
 	@echo "Creating .venv-oldest with the oldest supported jax"
 	@rm -rf .venv-oldest
 	@$(PYTHON) -m venv .venv-oldest
-	@$(OLDEST)/python $(PIP) -c constraints-oldest.txt -e '.[cli,plot,report]' pytest
+	@$(OLDEST)/python $(PIP) -c constraints-oldest.txt -e '.[cli,plot,report]' pytest pytest-xdist
 	@touch $@
 
 .venv-newest/newest.done: pyproject.toml constraints-newest.txt
