@@ -36,10 +36,11 @@ def quantize_recipe(
     """Makes a trained network ready for its integer grid, by all means that help it.
 
     Folds BatchNorm, gives clips a bound for each channel, zeroes dead channels, equalizes, learns
-    the scales, rounds weights by their inputs, chooses the ranges of activations, learns them below
-    8 bits, and corrects biases. A quarter of the batches, at least one, is held back: the result
-    has the least squared error of the quantized output there, `sum (fn_quantized - fn)**2`,
-    measured with and without corrected biases, of which the lower counts.
+    the scales, rounds weights by their inputs (at the learned scales too where these lose before
+    rounding), chooses the ranges of activations, learns them below 8 bits, and corrects biases. A
+    quarter of the batches, at least one, is held back: the result has the least squared error of
+    the quantized output there, `sum (fn_quantized - fn)**2`, measured with and without corrected
+    biases, of which the lower counts.
 
     Args:
         fn: any function `fn(variables, *inputs)`.
