@@ -38,7 +38,7 @@ needs_backbone = pytest.mark.skipif(
 
 SUBJECTS = [
     pytest.param("lite0_head", 512, 10_000, (49, 49, 3), marks=[needs_originals, needs_backbone]),
-    pytest.param("lite0_photos", 128, 256, (224, 224, 3), marks=[needs_bench, needs_backbone]),
+    pytest.param("lite0_photos", 128, 1024, (224, 224, 3), marks=[needs_bench, needs_backbone]),
     pytest.param("mobilenet_v2", 512, 10_000, (28, 28, 1), marks=needs_originals),
     pytest.param("resnet18", 512, 10_000, (28, 28, 1), marks=needs_originals),
     pytest.param("gpt", 512, 1024, (gpt.LENGTH,), marks=needs_bench),
