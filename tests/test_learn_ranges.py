@@ -15,8 +15,10 @@ import pytest
 from flaxcle import Calibration, QuantConfig, calibrate, fake_quant, learn_ranges
 from flaxcle.bias.empirical import corrected_run, reference_run
 from flaxcle.errors import CalibrationError, ConfigError
+from flaxcle.jaxpr import trace
 from flaxcle.paths import squared_error
 from flaxcle.quantize.fake import ranges_of
+from flaxcle.quantize.plan import make_plan
 from zoo import build
 
 RNG = np.random.default_rng(0)
@@ -127,12 +129,14 @@ def test_a_network_never_loses_by_the_measure_of_the_descent() -> None:
     start = calibrate(network.fn, network.params, data, config)
     learned = learn_ranges(network.fn, network.params, data, config, start, steps=20)
 
+    program = trace(network.fn, network.params, x)
+    known = (program, make_plan(program), network.params)
+
     def left(ranges: Calibration) -> float:
         error = 0.0
         for x in data:
-            wanted = reference_run(network.fn, network.params, (x,))
-            settings = (wanted.means, ranges_of(ranges), (x,))
-            ran = corrected_run(network.fn, config, network.params, *settings)
+            wanted = reference_run(*known, (x,))
+            ran = corrected_run(*known, (x,), config, {**ranges_of(ranges), **wanted.means})
             error += float(squared_error(ran.outputs, wanted.outputs))
         return error
 

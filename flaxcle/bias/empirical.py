@@ -18,13 +18,13 @@ import numpy as np
 
 from flaxcle.bias.adds import BiasAdd, find_bias_adds
 from flaxcle.cache import compiled
-from flaxcle.jaxpr import Computed, Op, trace
+from flaxcle.jaxpr import Computed, Op, Program, trace
 from flaxcle.paths import PyTree, named_leaves, replace_leaves, wide_dtype
 from flaxcle.quantize.calibrate import Batches, Calibration, as_inputs, calibrate
 from flaxcle.quantize.config import QuantConfig
 from flaxcle.quantize.fake import ranges_of, run_quantized
 from flaxcle.quantize.flow import follow
-from flaxcle.quantize.plan import make_plan
+from flaxcle.quantize.plan import Plan, make_plan
 
 
 def correct_bias(
@@ -104,28 +104,28 @@ class Corrected(NamedTuple):
     shifts: dict[str, Any]
 
 
-def reference_run(fn: Callable[..., Any], params: PyTree, inputs: tuple[Any, ...]) -> Reference:
+def reference_run(
+    program: Program, plan: Plan, params: PyTree, inputs: tuple[Any, ...]
+) -> Reference:
     """One batch through the float network."""
-    program = trace(fn, params, *inputs)
-    plan = make_plan(program)
     quick = dict.fromkeys(plan.at, Computed())
     means = {op: _Mean(add) for op, add in find_bias_adds(plan.flow).items()}
     return Reference(*program.run(params, inputs, {**quick, **means}))
 
 
 def corrected_run(
-    fn: Callable[..., Any],
-    config: QuantConfig,
+    program: Program,
+    plan: Plan,
     params: PyTree,
-    means: Mapping[str, Any],
-    ranges: Mapping[str, Any],
     inputs: tuple[Any, ...],
+    config: QuantConfig,
+    feed: Mapping[str, Any],
 ) -> Corrected:
-    """One batch through the quantized network, every bias corrected on the spot."""
-    program = trace(fn, params, *inputs)
-    plan = make_plan(program)
+    """One batch through the quantized network, every bias corrected on the spot.
+
+    The feed holds the ranges of activations and the means of the float network.
+    """
     fixes = {op: _Fix(add) for op, add in find_bias_adds(plan.flow).items()}
-    feed = {**ranges, **means}
     return Corrected(*run_quantized(program, plan, params, inputs, config, feed, fixes))
 
 
@@ -138,8 +138,10 @@ def _shifts(
     inputs: tuple[Any, ...],
 ) -> dict[str, Any]:
     """By how much each bias must move on one batch, all earlier ones moved already."""
-    means = reference_run(fn, reference, inputs).means
-    return corrected_run(fn, config, params, means, ranges, inputs).shifts
+    program = trace(fn, params, *inputs)
+    plan = make_plan(program)
+    means = reference_run(program, plan, reference, inputs).means
+    return corrected_run(program, plan, params, inputs, config, {**ranges, **means}).shifts
 
 
 def _totals(samples: Iterable[tuple[Mapping[str, Any], PyTree]]) -> dict[str, np.ndarray]:

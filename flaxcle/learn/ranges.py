@@ -96,7 +96,7 @@ def learn_ranges(
         raise ConfigError(f"steps can't be {steps!r}", then="pass 0 or more")
     data = listed(batches, "learning ranges needs at least one batch")
     check_names(make_plan(trace(fn, params, *data[0])), calibration)
-    run, probe = compiled(reference_run, fn), compiled(_probe, fn, config)
+    run, probe = compiled(_wanted, fn), compiled(_probe, fn, config)
     pairs = [(inputs, run(params if reference is None else reference, inputs)) for inputs in data]
     optimizer = optimizer or optax.adam(optax.cosine_decay_schedule(RATE, max(steps, 1)))
 
@@ -114,6 +114,12 @@ def learn_ranges(
     return _moved(calibration, best)
 
 
+def _wanted(fn: Callable[..., Any], params: PyTree, inputs: tuple[Any, ...]) -> Reference:
+    """What the float network does with one batch."""
+    program = trace(fn, params, *inputs)
+    return reference_run(program, make_plan(program), params, inputs)
+
+
 def _probe(
     fn: Callable[..., Any],
     config: QuantConfig,
@@ -124,10 +130,12 @@ def _probe(
     wanted: Reference,
 ) -> tuple[jax.Array, Ends]:
     """The error on one batch, and its gradient."""
+    program = trace(fn, params, *inputs)
+    plan = make_plan(program)
 
     def error(x: Ends) -> jax.Array:
-        ranges = ranges_of(_moved(calibration, x))
-        ran = corrected_run(fn, config, params, wanted.means, ranges, inputs)
+        feed = {**ranges_of(_moved(calibration, x)), **wanted.means}
+        ran = corrected_run(program, plan, params, inputs, config, feed)
         return squared_error(ran.outputs, wanted.outputs)
 
     return jax.value_and_grad(error)(x)
