@@ -1,6 +1,6 @@
-"""The range of each channel of a leaf: its largest magnitude, with other groups' scales applied.
+"""The range of each channel of a leaf: its largest magnitude.
 
-    range[c] = max |W[i, c]| * prod_t factor_t[i, c]      over everything but the channel
+    range[c] = max |W[i, c]|      over everything but the channel
 
 Maxima are exact in any order, so ranges are the same bits on one device and on many. The invariant:
 results are small float32 vectors that every device holds whole; a weight is read, never copied.
@@ -20,12 +20,8 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 Axes = tuple[int, ...]
-Factors = Sequence[tuple[Axes, jax.Array]]
 
-
-TINY = 2.0**-126  # the smallest normal float32
 TAPS = 25  # windows up to 5 x 5
-EXACT = 2**24  # whole numbers up to here are exact as float32
 
 
 class Fold(NamedTuple):
@@ -70,39 +66,6 @@ def _maximum(leaf: jax.Array, rest: Axes) -> jax.Array:
     if not leading or not mesh_of(leaf).empty:
         return jnp.max(jnp.abs(leaf), axis=rest)
     return reduce(jnp.maximum, (jnp.abs(leaf[tap]) for tap in np.ndindex(extent)))
-
-
-def scaled_maximum(core: jax.Array, factors: Factors, axes: Axes, after: Any = ()) -> jax.Array:
-    """The maximum of |core| times `factors` at each position along `axes`, flat and float32.
-
-    Args:
-        core: weights or their magnitudes.
-        factors: for each scale the axes that it lies on and its linear values there.
-        axes: the axes that stay, ascending.
-        after: what to compute before.
-    """
-    rest = tuple(axis for axis in range(core.ndim) if axis not in axes)
-    return replicated(jnp.max(_product(core, factors, after), axis=rest)).ravel()
-
-
-def where_maximum(core: jax.Array, factors: Factors, axes: Axes, best: jax.Array) -> jax.Array:
-    """Where along the other axes `scaled_maximum` stands: flat positions, the last of equals.
-
-    The largest of position minus gap, where a gap is 0 or larger than any position: XLA on the CPU
-    reduces arithmetic without a copy of the weights, but not comparisons. What differs by less than
-    the smallest normal number counts as equal.
-    """
-    rest = tuple(axis for axis in range(core.ndim) if axis not in axes)
-    positions = jnp.arange(math.prod(core.shape[axis] for axis in rest), dtype=jnp.float32)
-    positions, best = lax.optimization_barrier((positions, best))  # see _product
-    steep = _along(2.0**28 * lax.rsqrt(jnp.maximum(best, TINY)), axes, core.shape)
-    gap = (_along(best, axes, core.shape) - _product(core, factors, best)) * steep * steep
-    if positions.size > EXACT:
-        gap = jnp.minimum(gap, 2.0**30).astype(jnp.int32)
-        positions = jnp.arange(positions.size, dtype=jnp.int32)
-    at = replicated(jnp.max(_along(positions, rest, core.shape) - gap, axis=rest))
-    known = (at > 0) & (at < positions.size)  # not so where the maximum is not finite
-    return jnp.where(known, at, 0).astype(jnp.int32).ravel()
 
 
 def channel_maximum(values: jax.Array, channels: np.ndarray, size: int) -> jax.Array:
@@ -159,23 +122,3 @@ def _folded(core: jax.Array, fold: Fold) -> jax.Array:
     shape = (fold.tile, fold.channels, fold.repeat)
     split = core.reshape(core.shape[: fold.start] + shape + core.shape[fold.stop :])
     return jnp.max(jnp.abs(split), axis=(fold.start, fold.start + 2))
-
-
-def _product(core: jax.Array, factors: Factors, after: Any) -> jax.Array:
-    """The scaled magnitudes, for one reduction alone.
-
-    Without the barrier XLA would find that several reductions need them, or the weights in
-    float32, or a vector broadcast to their shape, and keep a copy as large as the weights.
-    """
-    values = [factor for _, factor in factors]
-    core, values, _ = lax.optimization_barrier((core, values, after))
-    out = core.astype(jnp.float32)
-    for (axes, _), factor in zip(factors, values, strict=True):
-        out = out * _along(factor, axes, core.shape)
-    return jnp.abs(out)
-
-
-def _along(values: jax.Array, axes: Axes, shape: tuple[int, ...]) -> jax.Array:
-    """Values on `axes` broadcast to `shape`."""
-    kept = [size if axis in axes else 1 for axis, size in enumerate(shape)]
-    return jnp.broadcast_to(values.reshape(kept), shape)

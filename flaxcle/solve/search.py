@@ -14,17 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from flaxcle.ranges import (
-    Factors,
-    channel_maximum,
-    is_identity,
-    mesh_of,
-    replicated,
-    scaled_maximum,
-    where_maximum,
-)
+from flaxcle.ranges import channel_maximum, is_identity, mesh_of, replicated
 from flaxcle.solve.entries import Cores, Entries, exponents_along, log2_of, scaling
 from flaxcle.solve.layout import Layout
+from flaxcle.solve.maxima import Factors, scaled_maximum, where_maximum
 from flaxcle.solve.plan import Axes, Link
 
 SLOTS = 4  # entries remembered for each searched row
