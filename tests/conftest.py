@@ -18,8 +18,12 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
-# Most of the time goes into compiling programs that run once: a third less with plain code.
+# Most of the time goes into compiling programs that run once: a third less with plain code, and two
+# fifths less again without the newer emitters. XLA aborts when it does not know a flag.
 jax.config.update("jax_disable_most_optimizations", True)
+if jax.__version_info__ < (0, 11):
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
