@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -25,9 +27,15 @@ CONFIGS = {
 def error(network: Network, params: Any, config: QuantConfig) -> float:
     """The squared error of the quantized outputs, by the public functions alone."""
     ranges = fc.calibrate(network.fn, params, [network.inputs], config)
-    quantized = jax.jit(fc.fake_quant(network.fn, config, ranges))(params, *network.inputs)
+    quantized = in_integers(network.fn, config)(params, ranges, *network.inputs)
     wanted = network.fn(network.params, *network.inputs)
     return float(jnp.sum((quantized - wanted) ** 2))
+
+
+@lru_cache(maxsize=1)
+def in_integers(fn: Callable[..., Any], config: QuantConfig) -> Callable[..., Any]:
+    """The quantized network, compiled once for all params and their ranges."""
+    return jax.jit(lambda p, ranges, *inputs: fc.fake_quant(fn, config, ranges)(p, *inputs))
 
 
 def mlp(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
