@@ -33,7 +33,7 @@ demo: .venv/demo.done
 
 test: .venv/dev.done
 	@echo "Without the browser tests, which need chromium: make browser"
-	$(BIN)/python -m pytest -q -n $(JOBS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 browser: .venv/dev.done
 	@for tool in chromium chromedriver; do command -v $$tool > /dev/null || { \
@@ -58,10 +58,10 @@ docs: .venv/docs.done
 	@echo "Open site/index.html"
 
 test-oldest: .venv-oldest/oldest.done
-	$(OLDEST)/python -m pytest -q -n $(JOBS) flaxcle tests/test_imports.py tests/test_docs.py
+	$(OLDEST)/python -m pytest -q -n $(JOBS) --dist worksteal flaxcle tests/test_imports.py tests/test_docs.py
 
 test-newest: .venv-newest/newest.done
-	$(NEWEST)/python -m pytest -q -n $(JOBS)
+	$(NEWEST)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 clean:
 	rm -rf .venv .venv-oldest .venv-newest .venv-rivals .pytest_cache .ruff_cache .hypothesis site
