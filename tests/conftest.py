@@ -33,6 +33,11 @@ TESTS_BETWEEN_CLEARINGS = 100
 _finished = count(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first, so that no process is alone with one of them in the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def _few_compiled_programs() -> Iterator[None]:
     """Frees compiled programs now and then: the kernel allows a process 65,530 memory maps."""
