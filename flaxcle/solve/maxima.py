@@ -88,9 +88,14 @@ def _reduced_position(core: jax.Array, factors: Factors, axes: Axes, best: jax.A
 def _either(
     reduced: Callable[[], jax.Array], walked: Callable[[], jax.Array], core: jax.Array, rest: Axes
 ) -> jax.Array:
-    """What is quicker; on a mesh a slice alone would have to travel."""
+    """What is quicker.
+
+    On a mesh a slice alone would have to travel. Of other dtypes than float32 XLA on the CPU would
+    make a float32 copy before the first slice.
+    """
     slices = core.shape[rest[0]] if len(rest) == 1 and rest[0] < core.ndim - 1 else 0
-    if slices < STRIDE or core.size < WALKED or not mesh_of(core).empty:
+    large = slices >= STRIDE and core.size >= WALKED and core.dtype == jnp.float32
+    if not large or not mesh_of(core).empty:
         return reduced()
     return lax.platform_dependent(cpu=walked, default=reduced)
 
