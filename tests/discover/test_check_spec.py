@@ -65,7 +65,7 @@ def test_accepts_what_was_found(name):
         check_spec(network.fn, network.params, spec, *network.inputs)
 
 
-@pytest.mark.parametrize(("number", "name"), enumerate(networks()), ids=list(networks()))
+@pytest.mark.parametrize(("number", "name"), list(enumerate(networks())), ids=list(networks()))
 def test_refuses_mutants(number, name):
     """Only a mutant that keeps the function, such as one of a dead parameter, may pass."""
     network, rng = build(name), random.Random(name)
