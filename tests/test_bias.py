@@ -342,12 +342,11 @@ IMPROVED = ("vgg", "conv1d", "mobilenetv1_relu6", "resnet18_folded", "squeeze_ex
 @pytest.mark.slow
 def test_correction_helps_on_images_that_it_has_not_seen() -> None:
     """The SQNR summed over the networks, on eight inputs apart from those of the correction."""
-    gain, bits = 0.0, 5
-    config = QuantConfig(weight_bits=bits, act_bits=8)
+    gain, config = 0.0, QuantConfig(weight_bits=5, act_bits=8)
     for name in IMPROVED:
         network = build(name)
         shape = (64, *network.inputs[0].shape[1:])
-        x = jnp.asarray(np.random.default_rng(bits).normal(size=shape), jnp.float32)
+        x = jnp.asarray(np.random.default_rng(5).normal(size=shape), jnp.float32)
         seen, unseen = x[:56], x[56:]
         qfn = jax.jit(
             fake_quant(network.fn, config, calibrate(network.fn, network.params, [seen], config))

@@ -19,9 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxcle.ranges import mesh_of, replicated
+from flaxcle.ranges import Axes, mesh_of, replicated
 
-Axes = tuple[int, ...]
 Factors = Sequence[tuple[Axes, jax.Array]]
 Meet = Callable[[jax.Array, Any, jax.Array], jax.Array]
 
