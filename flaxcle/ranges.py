@@ -45,7 +45,7 @@ def core_of(leaf: Any, axes: Axes, folds: Sequence[Fold] = ()) -> jax.Array:
         folds: kept axes to be reduced to channels, numbered after the reduction, ascending.
     """
     leaf = jnp.asarray(leaf)
-    rest = tuple(axis for axis in range(leaf.ndim) if axis not in axes)
+    rest = rest_of(leaf.ndim, axes)
     if math.prod(leaf.shape[axis] for axis in rest) > 1:
         leaf = _maximum(leaf, rest)
     elif rest:
@@ -53,6 +53,11 @@ def core_of(leaf: Any, axes: Axes, folds: Sequence[Fold] = ()) -> jax.Array:
     for fold in reversed(folds):
         leaf = _folded(_unsharded(leaf, range(fold.start, fold.stop)), fold)
     return leaf
+
+
+def rest_of(rank: int, axes: Axes) -> Axes:
+    """The axes that don't stay."""
+    return tuple(axis for axis in range(rank) if axis not in axes)
 
 
 def _maximum(leaf: jax.Array, rest: Axes) -> jax.Array:
@@ -81,6 +86,16 @@ def channel_maximum(values: jax.Array, channels: np.ndarray, size: int) -> jax.A
     named = np.where(channels.ravel() >= 0, channels.ravel(), size)
     start = replicated(jnp.zeros(size, values.dtype), mesh_of(values))
     return start.at[named].max(values, mode="drop")
+
+
+def taken(values: jax.Array, at: jax.Array) -> jax.Array:
+    """The values of a vector at positions that lie in it.
+
+    Indexing would look for negative positions first, in kernels of their own.
+    """
+    numbers = lax.GatherDimensionNumbers((), (0,), (0,))
+    mode = lax.GatherScatterMode.PROMISE_IN_BOUNDS
+    return lax.gather(values, at[..., None], numbers, (1,), mode=mode)
 
 
 def is_identity(channels: np.ndarray, size: int) -> bool:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from flaxcle.ranges import is_identity, replicated
+from flaxcle.ranges import is_identity, replicated, taken
 from flaxcle.solve.layout import Block, Colour, Kind, Layout
 from flaxcle.solve.plan import Leaf, Link
 
@@ -45,7 +45,8 @@ class Entries(NamedTuple):
         long for one gather and its reduction.
         """
         slots = zip(self.value, self.others, strict=True)
-        return reduce(jnp.maximum, (sum((exponents[at] for at in o), v) for v, o in slots))
+        scaled = (sum((taken(exponents, at) for at in o), v) for v, o in slots)
+        return reduce(jnp.maximum, scaled)
 
 
 def known_entries(
@@ -91,50 +92,12 @@ def log2_of(parts: Sequence[jax.Array], mesh: Any) -> jax.Array:
     return jnp.log2(jnp.abs(lax.optimization_barrier(replicated(joined, mesh))))
 
 
-def scaling(layout: Layout, link: Link, at: jax.Array, along: jax.Array) -> jax.Array:
-    """The exponents that scale entries of a link's leaf beside its own, (depth, entries).
-
-    Args:
-        layout: the order of channels.
-        link: whose rows the entries belong to.
-        at: flat positions along the link's axes.
-        along: flat positions along the other axes of the core.
-    """
-    leaf = layout.plan.leaves[link.leaf]
-    place = _unravel(at, link.axes, leaf) | _unravel(along, leaf.rest(link), leaf)
-    found = [_numbers_at(layout, other, place, leaf) for other in leaf.others(link)]
-    unscaled = jnp.full((layout.depth - len(found), *at.shape), layout.unscaled, jnp.int32)
-    return jnp.concatenate([*(number[None] for number in found), unscaled])
-
-
 def exponents_along(layout: Layout, exponents: jax.Array, link: Link) -> jax.Array:
     """The exponent that scales each position along a link's axes, flat."""
     if is_identity(link.ids, link.ids.size):
         first = layout.first_exponent(link)
         return replicated(lax.slice(exponents, (first,), (first + link.ids.size,)))
-    return replicated(exponents[_numbers(layout, link).ravel()])
-
-
-def _numbers(layout: Layout, link: Link) -> np.ndarray:
-    """For each position along a link's axes the number of the exponent that scales it."""
-    first = layout.first_exponent(link)
-    return np.where(link.ids >= 0, first + link.ids, layout.unscaled).astype(np.int32)
-
-
-def _numbers_at(layout: Layout, link: Link, place: dict[int, jax.Array], leaf: Leaf) -> jax.Array:
-    strides = np.cumprod([1, *(leaf.shape[axis] for axis in link.axes[:0:-1])])[::-1].tolist()
-    flat = sum(place[axis] * stride for axis, stride in zip(link.axes, strides, strict=True))
-    if is_identity(link.ids, link.ids.size):
-        return jnp.asarray(flat + layout.first_exponent(link), jnp.int32)
-    return jnp.asarray(_numbers(layout, link).ravel())[flat]
-
-
-def _unravel(flat: jax.Array, axes: Sequence[int], leaf: Leaf) -> dict[int, jax.Array]:
-    place = {}
-    for axis in reversed(axes):
-        place[axis] = flat % leaf.shape[axis]
-        flat = flat // leaf.shape[axis]
-    return place
+    return replicated(exponents[layout.numbers(link).ravel()])
 
 
 def _positions(layout: Layout, block: Block, slots: int) -> np.ndarray:
@@ -156,7 +119,7 @@ def _others_of(layout: Layout, block: Block, place: np.ndarray) -> np.ndarray:
     link, leaf = block.link, layout.plan.leaves[block.link.leaf]
     out = np.full((len(place), layout.depth, block.size), layout.unscaled, np.int32)
     for number, other in enumerate(leaf.others(link)):
-        out[:, number] = _on_core(other, _numbers(layout, other), leaf).ravel()[place]
+        out[:, number] = _on_core(other, layout.numbers(other), leaf).ravel()[place]
     return out
 
 

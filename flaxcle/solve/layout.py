@@ -160,6 +160,11 @@ class Layout:
         """The number of the exponent of a link's first channel."""
         return self.powers.index(link.power) * self.size + self.offsets[link.group]
 
+    def numbers(self, link: Link) -> np.ndarray:
+        """For each position along a link's axes the number of the exponent that scales it."""
+        first = self.first_exponent(link)
+        return np.where(link.ids >= 0, first + link.ids, self.unscaled).astype(np.int32)
+
     def exponents(self, x: jax.Array) -> jax.Array:
         """`power * x` for each power, and 0."""
         scaled = [x * jnp.asarray(power, x.dtype) for power in self.powers]

@@ -3,9 +3,9 @@
     maximum[c] = max |W[i, c]| * prod_t factor_t[i, c]      over all axes but those that stay
 
 Weights are read, never copied. The invariant: maxima are exact in any order, so the bits are the
-same on one device and on many, and whether a core is reduced as a whole or walked. XLA on the CPU
-reduces the first axis of a large matrix at a third of the speed of the memory, so these are walked
-there: a few slices at a time meet what is known of all rows.
+same on one device and on many, and whether a core is reduced as a whole or tile by tile. On the
+CPU a large matrix is read tile by tile: all that is asked of a tile is answered while it is in
+the cache, so that the maxima along both axes and their positions cost one way through the memory.
 """
 
 from __future__ import annotations
@@ -13,117 +13,176 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from flaxcle.ranges import Axes, mesh_of, replicated
+from flaxcle.ranges import Axes, mesh_of, replicated, rest_of
 
 Factors = Sequence[tuple[Axes, jax.Array]]
-Meet = Callable[[jax.Array, Any, jax.Array], jax.Array]
 
-TINY = 2.0**-126  # the smallest normal float32
+STEEP = 2.0**80  # what the smallest normal float32 becomes in two steps is beyond all positions
 EXACT = 2**24  # whole numbers up to here are exact as float32
-WALKED = 2**22  # weights from which a walk is worth five times the time to compile
-STRIDE = 16  # slices that meet at once
+TILED = 2**22  # weights of a core that does not stay in the cache from one reduction to the next
+TILE = 2**18  # weights that do
 
 
-def scaled_maximum(core: jax.Array, factors: Factors, axes: Axes, after: Any = ()) -> jax.Array:
-    """The maximum of |core| times `factors` at each position along `axes`, flat and float32.
+class Rows(NamedTuple):
+    """What is asked of a core: the maximum of |core| times `factors` along `axes`.
+
+    Attributes:
+        axes: the axes that stay, ascending.
+        factors: for each scale the axes that it lies on and its linear values there.
+    """
+
+    axes: Axes
+    factors: Factors = ()
+
+
+class Peaks(NamedTuple):
+    """The answer, flat: float32 maxima, and their positions along the other axes.
+
+    Of equals the last position; None where it takes a reduction of its own (`positions_of`).
+    """
+
+    value: jax.Array
+    at: jax.Array | None
+
+
+def peaks_of(core: jax.Array, asked: Sequence[Rows], after: Any = ()) -> list[Peaks]:
+    """The peaks of weights or their magnitudes, for each of the rows asked.
+
+    Rows of one weight are not reduced: their values then carry signs.
 
     Args:
-        core: weights or their magnitudes.
-        factors: for each scale the axes that it lies on and its linear values there.
-        axes: the axes that stay, ascending.
+        core: the weights.
+        asked: the rows.
         after: what to compute before.
     """
-    rest = _rest(core, axes)
+    tile = _tile_of(core)
+    if tile is None:
+        return [Peaks(value.ravel(), None) for value in _maxima(core, asked, after)]
 
-    def reduced() -> jax.Array:
-        return jnp.max(_product(core, factors, after), axis=rest)
+    def reduced() -> list[tuple[jax.Array, jax.Array]]:
+        pairs = zip(asked, _maxima(core, asked, after), strict=True)
+        return [(value, _position(core, rows, value).astype(jnp.int32)) for rows, value in pairs]
 
-    def walked() -> jax.Array:
-        none = jnp.zeros([core.shape[axis] for axis in axes], jnp.float32)
-        return _walk(core, factors, none, lambda best, _, new: jnp.maximum(best, new), rest, after)
-
-    return replicated(_either(reduced, walked, core, rest)).ravel()
+    tiled = lambda: _tiled(core, asked, tile, after)  # noqa: E731
+    found = lax.platform_dependent(cpu=tiled, default=reduced)
+    return [Peaks(value.ravel(), at.ravel()) for value, at in found]
 
 
-def where_maximum(core: jax.Array, factors: Factors, axes: Axes, best: jax.Array) -> jax.Array:
-    """Where along the other axes `scaled_maximum` stands: flat positions, the last of equals.
+def positions_of(core: jax.Array, rows: Rows, peaks: Peaks) -> jax.Array:
+    """Where along the other axes the peaks stand; those that are not finite stand anywhere.
 
-    What differs by less than the smallest normal number may count as equal.
+    What differs by less than the smallest normal number may count as equal. float32 where that is
+    exact, for XLA would compile the conversion of each vector alone.
     """
-    rest = _rest(core, axes)
-
-    def walked() -> jax.Array:
-        top = best.reshape([core.shape[axis] for axis in axes])
-        none = jnp.zeros(top.shape, jnp.int32)
-        meet = lambda at, here, new: jnp.where(new == top, here, at)  # noqa: E731
-        return _walk(core, factors, none, meet, rest, best)
-
-    at = _either(lambda: _reduced_position(core, factors, axes, best), walked, core, rest)
-    return jnp.where(jnp.isfinite(best), replicated(at).ravel(), 0)
+    if peaks.at is not None:
+        return peaks.at
+    value = peaks.value.reshape([core.shape[axis] for axis in rows.axes])
+    return replicated(_position(core, rows, value)).ravel()
 
 
-def _reduced_position(core: jax.Array, factors: Factors, axes: Axes, best: jax.Array) -> jax.Array:
+def _maxima(core: jax.Array, asked: Sequence[Rows], after: Any) -> list[jax.Array]:
+    """One after the other, for XLA would keep what several reductions share."""
+    found: list[jax.Array] = []
+    for axes, factors in asked:
+        rest = rest_of(core.ndim, axes)
+        if rest or factors:
+            product = _scaled(_alone(core, factors, (after, found[-1:])))
+            found.append(replicated(jnp.max(product, axis=rest)))
+        else:
+            found.append(replicated(core.astype(jnp.float32)))
+    return found
+
+
+def _position(core: jax.Array, rows: Rows, best: jax.Array) -> jax.Array:
     """The largest of position minus gap, where a gap is 0 or larger than any position.
 
     XLA on the CPU reduces arithmetic without a copy of the weights, but not comparisons.
     """
-    rest = _rest(core, axes)
+    rest = rest_of(core.ndim, rows.axes)
     positions = jnp.arange(math.prod(core.shape[axis] for axis in rest), dtype=jnp.float32)
-    positions, best = lax.optimization_barrier((positions, best))  # see _product
-    steep = _along(2.0**28 * lax.rsqrt(jnp.maximum(best, TINY)), axes, core)
-    gap = (_along(best, axes, core) - _product(core, factors, best)) * steep * steep
+    steep = jnp.float32(STEEP)
+    positions, best, steep = lax.optimization_barrier((positions, best, steep))  # see _alone
+    gap = _along(best, rows.axes, core) - _scaled(_alone(core, rows.factors, best))
+    gap = gap * steep * steep
     if positions.size > EXACT:
         gap = jnp.minimum(gap, 2.0**30).astype(jnp.int32)
         positions = jnp.arange(positions.size, dtype=jnp.int32)
-    return jnp.max(_along(positions, rest, core) - gap, axis=rest).astype(jnp.int32)
+    return jnp.max(_along(positions, rest, core) - gap, axis=rest)
 
 
-def _either(
-    reduced: Callable[[], jax.Array], walked: Callable[[], jax.Array], core: jax.Array, rest: Axes
-) -> jax.Array:
-    """What is quicker.
+class _Tile(NamedTuple):
+    """`count` slices along an axis."""
 
-    On a mesh a slice alone would have to travel. Of other dtypes than float32 XLA on the CPU would
-    make a float32 copy before the first slice.
+    axis: int
+    count: int
+
+
+def _tile_of(core: jax.Array) -> _Tile | None:
+    """The tiles of a core that is read by them; None for one that is reduced as a whole.
+
+    On a mesh a tile would have to travel. Of other dtypes than float32 XLA on the CPU would make a
+    float32 copy before the first tile.
     """
-    slices = core.shape[rest[0]] if len(rest) == 1 and rest[0] < core.ndim - 1 else 0
-    large = slices >= STRIDE and core.size >= WALKED and core.dtype == jnp.float32
-    if not large or not mesh_of(core).empty:
-        return reduced()
-    return lax.platform_dependent(cpu=walked, default=reduced)
+    if core.size < TILED or core.dtype != jnp.float32 or not mesh_of(core).empty:
+        return None
+    axis = int(np.argmax(core.shape[:-1]))
+    count = max(1, TILE * core.shape[axis] // core.size)
+    return _Tile(axis, count) if count < core.shape[axis] else None
 
 
-def _walk(
-    core: jax.Array, factors: Factors, start: jax.Array, meet: Meet, rest: Axes, after: Any
-) -> jax.Array:
-    """`known = meet(known, position, magnitudes)` for each slice along an axis."""
-    (axis,) = rest
-    arrays = _alone(core, factors, after)
+def _tiled(
+    core: jax.Array, asked: Sequence[Rows], tile: _Tile, after: Any
+) -> list[tuple[jax.Array, jax.Array]]:
+    """Maxima and positions in the shape of the axes that stay."""
+    axis, last = tile.axis, core.shape[tile.axis] - tile.count
+    arrays = [_alone(core, rows.factors, after) for rows in asked]
+    meets = [_meeting(core, rows, tile) for rows in asked]
+    shapes = [[core.shape[axis] for axis in rows.axes] for rows in asked]
+    none = [(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32)) for shape in shapes]
 
-    def step(number: Any, known: jax.Array, count: int = STRIDE) -> jax.Array:
-        first = number * STRIDE
-        parts = [
-            lax.dynamic_slice_in_dim(x, first, count, axis) if x.shape[axis] > 1 else x
-            for x in arrays
-        ]
-        for here in range(count):
-            at = [lax.index_in_dim(x, min(here, x.shape[axis] - 1), axis, False) for x in parts]
-            known = meet(known, first + here, _scaled(at))
-        return known
+    def step(number: jax.Array, known: Any) -> Any:
+        first = jnp.minimum(number * tile.count, last)  # some slices are read twice at the end
+        cut = lambda x: lax.dynamic_slice_in_dim(x, first, tile.count, axis)  # noqa: E731
+        parts = [[cut(x) if x.shape[axis] > 1 else x for x in own] for own in arrays]
+        ways = zip(meets, known, parts, strict=True)
+        return [meet(*one, _scaled(part), first) for meet, one, part in ways]
 
-    steps, left = divmod(core.shape[axis], STRIDE)
-    known = lax.fori_loop(0, steps, step, start)
-    return step(steps, known, left) if left else known
+    return lax.fori_loop(0, -(-core.shape[axis] // tile.count), step, none)
 
 
-def _product(core: jax.Array, factors: Factors, after: Any) -> jax.Array:
-    return _scaled(_alone(core, factors, after))
+def _meeting(
+    core: jax.Array, rows: Rows, tile: _Tile
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """How what is known of the rows meets the scaled weights of a tile."""
+    rest = rest_of(core.ndim, rows.axes)
+    extent = [core.shape[axis] for axis in rest]
+    place = np.arange(math.prod(extent), dtype=np.int32).reshape(extent)
+    if tile.axis in rest:
+        place = place.take(np.arange(tile.count), rest.index(tile.axis))
+    place = np.expand_dims(place, rows.axes)
+    stride = math.prod(core.shape[axis] for axis in rest if axis > tile.axis)
+
+    def meet(
+        best: jax.Array, at: jax.Array, product: jax.Array, first: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        top = lax.optimization_barrier(jnp.max(product, rest, keepdims=True))
+        where = jnp.max(jnp.where(product == top, place, 0), rest)
+        top = lax.squeeze(top, rest)
+        if tile.axis in rows.axes:
+            here = rows.axes.index(tile.axis)
+            set_at = lambda x, new: lax.dynamic_update_slice_in_dim(x, new, first, here)  # noqa: E731
+            return set_at(best, top), set_at(at, where)
+        at = jnp.where(top >= best, where + first * stride, at)
+        return jnp.maximum(best, top), at
+
+    return meet
 
 
 def _scaled(arrays: Sequence[jax.Array]) -> jax.Array:
@@ -147,7 +206,3 @@ def _alone(core: jax.Array, factors: Factors, after: Any) -> list[jax.Array]:
 def _along(values: jax.Array, axes: Axes, core: jax.Array) -> jax.Array:
     """Values on `axes`, which broadcast with the core."""
     return values.reshape([n if axis in axes else 1 for axis, n in enumerate(core.shape)])
-
-
-def _rest(core: jax.Array, axes: Axes) -> Axes:
-    return tuple(axis for axis in range(core.ndim) if axis not in axes)

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from flaxcle.ranges import Fold
+from flaxcle.ranges import Fold, rest_of
 from flaxcle.spec.table import Group, Site, Spec, channels, normal_axes
 
 Axes = tuple[int, ...]
@@ -67,7 +67,7 @@ class Leaf:
 
     def rest(self, link: Link) -> Axes:
         """The axes of the core that a link does not read."""
-        return tuple(axis for axis in range(len(self.shape)) if axis not in link.axes)
+        return rest_of(len(self.shape), link.axes)
 
     def inner(self, link: Link) -> tuple[Link, ...]:
         """The other links that move entries of one position along a link's axes apart."""

@@ -7,6 +7,7 @@ Weights are read here and nowhere else in the solver. `read` gives the ranges at
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import jax
@@ -14,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from flaxcle.ranges import channel_maximum, is_identity, mesh_of, replicated
-from flaxcle.solve.entries import Cores, Entries, exponents_along, log2_of, scaling
+from flaxcle.ranges import channel_maximum, mesh_of, replicated, taken
+from flaxcle.solve.entries import Cores, Entries, exponents_along, log2_of
 from flaxcle.solve.layout import Layout
-from flaxcle.solve.maxima import Factors, scaled_maximum, where_maximum
+from flaxcle.solve.maxima import Factors, Peaks, Rows, peaks_of, positions_of
+from flaxcle.solve.places import joined_ids, places_of
 from flaxcle.solve.plan import Axes, Link
 
 SLOTS = 4  # entries remembered for each searched row
@@ -42,44 +44,43 @@ class Reading(NamedTuple):
 
     Attributes:
         exponents: the scales.
-        peaks: for each scan the linear maxima, scaled by its inner links alone.
+        peaks: for each scan the linear peaks, scaled by its inner links alone.
         range: for each row its log2 range, scaled by all groups but the row's own.
     """
 
     exponents: jax.Array
-    peaks: tuple[jax.Array, ...]
+    peaks: tuple[Peaks, ...]
     range: jax.Array
 
 
 def first_reading(layout: Layout, cores: Cores, mesh: Any) -> tuple[Reading, jax.Array]:
     """The ranges of the searched rows at scale 1, and those of all links in order."""
-    best: dict[tuple[str, Axes], jax.Array] = {}
+    axes: dict[str, list[Axes]] = {}
     for link in layout.starts:
-        last = list(best.values())[-1:]
-        if (link.leaf, link.axes) not in best:
-            top = scaled_maximum(cores[link.leaf], (), link.axes, after=last)
-            best[link.leaf, link.axes] = top
-    tops = [_tops(layout, link, best[link.leaf, link.axes]) for link in layout.starts]
-    starts = log2_of(tops, mesh)
-    rows = [starts[layout.starts[link]] for link in layout.searched]
-    ranges = jnp.concatenate([starts[:0], *rows])
+        axes.setdefault(link.leaf, []).append(link.axes)
+    found: dict[tuple[str, Axes], Peaks] = {}
+    for leaf, own in axes.items():
+        own, before = list(dict.fromkeys(own)), list(found.values())[-1:]
+        peaks = peaks_of(cores[leaf], [Rows(one) for one in own], after=before)
+        found |= {(leaf, one): peak for one, peak in zip(own, peaks, strict=True)}
+    best = [found[link.leaf, link.axes].value for link in layout.starts]
+    starts = _ranges(layout, tuple(layout.starts), best, mesh)
+    rows = [np.arange(starts.size)[layout.starts[link]] for link in layout.searched]
+    ranges = starts[np.concatenate([np.zeros(0, int), *rows])]
     exponents = replicated(jnp.zeros(layout.unscaled + 1, jnp.float32), mesh)
-    peaks = tuple(best[scan.leaf, scan.axes] for scan in _scans(layout))
+    peaks = tuple(found[scan.leaf, scan.axes] for scan in _scans(layout))
     return Reading(exponents, peaks, ranges), starts
 
 
 def read(layout: Layout, cores: Cores, exponents: jax.Array) -> Reading:
     """The ranges of the searched rows at some scales."""
     linear = replicated(jnp.exp2(exponents))
-    peaks = tuple(
-        scaled_maximum(cores[scan.leaf], _factors(layout, scan.inner, linear), scan.axes)
-        for scan in _scans(layout)
-    )
-    tops = [
-        _tops(layout, link, best)
-        for link, best in zip(layout.searched, _best(layout, peaks, linear), strict=True)
-    ]
-    return Reading(exponents, peaks, log2_of(tops, mesh_of(exponents)))
+    peaks: list[Peaks] = []
+    for leaf, scans in groupby(_scans(layout), lambda scan: scan.leaf):
+        peaks += peaks_of(cores[leaf], [_rows(layout, scan, linear) for scan in scans])
+    best = _best(layout, peaks, linear)
+    ranges = _ranges(layout, layout.searched, best, mesh_of(exponents))
+    return Reading(exponents, tuple(peaks), ranges)
 
 
 def no_entries(layout: Layout, reading: Reading) -> Entries:
@@ -95,16 +96,15 @@ def remember(
 ) -> Entries:
     """The entries with those behind a reading in one slot."""
     linear = replicated(jnp.exp2(reading.exponents))
-    along = {}
-    for scan, peak in zip(_scans(layout), reading.peaks, strict=True):
-        factors = _factors(layout, scan.inner, linear)
-        along[scan] = where_maximum(cores[scan.leaf], factors, scan.axes, peak)
-    parts = []
-    for link, best in zip(layout.searched, _best(layout, reading.peaks, linear), strict=True):
-        at = _winners(best, link.ids, layout.size_of(link))
-        parts.append(scaling(layout, link, at, along[_scan(layout, link)][at]))
-    others = jnp.concatenate(parts, axis=1)
-    value = reading.range - jnp.sum(reading.exponents[others], axis=0)
+    along = {
+        scan: positions_of(cores[scan.leaf], _rows(layout, scan, linear), peaks)
+        for scan, peaks in zip(_scans(layout), reading.peaks, strict=True)
+    }
+    best = jnp.concatenate(_best(layout, reading.peaks, linear))
+    inner = _whole([along[_scan(layout, link)] for link in layout.searched])
+    places = places_of(layout)
+    others = places.numbers(places.winners(best), jnp.where(jnp.isfinite(best), inner, 0))
+    value = reading.range - jnp.sum(taken(reading.exponents, others), axis=0)
     return Entries(
         lax.dynamic_update_index_in_dim(entries.value, value, slot, 0),
         lax.dynamic_update_index_in_dim(entries.others, others, slot, 0),
@@ -116,16 +116,22 @@ def _scan(layout: Layout, link: Link) -> Scan:
 
 
 def _scans(layout: Layout) -> tuple[Scan, ...]:
-    """The scans behind the searched links, each once."""
-    return tuple(dict.fromkeys(_scan(layout, link) for link in layout.searched))
+    """The scans behind the searched links, each once, those of a leaf together."""
+    scans = dict.fromkeys(_scan(layout, link) for link in layout.searched)
+    leaves = list(dict.fromkeys(scan.leaf for scan in scans))
+    return tuple(sorted(scans, key=lambda scan: leaves.index(scan.leaf)))
 
 
-def _best(layout: Layout, peaks: Sequence[jax.Array], linear: jax.Array) -> list[jax.Array]:
+def _rows(layout: Layout, scan: Scan, linear: jax.Array) -> Rows:
+    return Rows(scan.axes, _factors(layout, scan.inner, linear))
+
+
+def _best(layout: Layout, peaks: Sequence[Peaks], linear: jax.Array) -> list[jax.Array]:
     """For each searched link the linear maximum at each of its positions, scaled by all others."""
     peak_of = dict(zip(_scans(layout), peaks, strict=True))
     out = []
     for link in layout.searched:
-        leaf, best = layout.plan.leaves[link.leaf], peak_of[_scan(layout, link)]
+        leaf, best = layout.plan.leaves[link.leaf], peak_of[_scan(layout, link)].value
         extent = tuple(leaf.shape[axis] for axis in link.axes)
         for axes, factor in _factors(layout, leaf.outer(link), linear):
             kept = [leaf.shape[axis] if axis in axes else 1 for axis in link.axes]
@@ -134,18 +140,20 @@ def _best(layout: Layout, peaks: Sequence[jax.Array], linear: jax.Array) -> list
     return out
 
 
-def _tops(layout: Layout, link: Link, best: jax.Array) -> jax.Array:
-    return channel_maximum(best, link.ids, layout.size_of(link))
+def _whole(positions: Sequence[jax.Array]) -> jax.Array:
+    """Positions as one vector of whole numbers."""
+    if any(one.dtype == jnp.int32 for one in positions):
+        positions = [one.astype(jnp.int32) for one in positions]
+    return jnp.concatenate(positions).astype(jnp.int32)
+
+
+def _ranges(
+    layout: Layout, links: Sequence[Link], best: Sequence[jax.Array], mesh: Any
+) -> jax.Array:
+    """The log2 range of each channel of the links from the maxima at their positions."""
+    joined = jnp.abs(jnp.concatenate([jnp.zeros(0, jnp.float32), *best]))
+    return log2_of([channel_maximum(joined, *joined_ids(layout, links))], mesh)
 
 
 def _factors(layout: Layout, links: Sequence[Link], linear: jax.Array) -> Factors:
     return [(link.axes, exponents_along(layout, linear, link)) for link in links]
-
-
-def _winners(best: jax.Array, ids: np.ndarray, size: int) -> jax.Array:
-    """The position at which each channel has its maximum; 0 for a channel without position."""
-    if is_identity(ids, size):
-        return jnp.arange(size, dtype=jnp.int32)
-    top = channel_maximum(best, ids, size)
-    wins = best == jnp.append(top, 0.0)[ids.ravel()]
-    return channel_maximum(jnp.where(wins, jnp.arange(ids.size, dtype=jnp.int32), 0), ids, size)
