@@ -15,7 +15,7 @@ import pytest
 import flaxcle as fc
 from flaxcle import Group, Site, Spec
 from flaxcle.solve import maxima
-from flaxcle.solve.maxima import WALKED
+from flaxcle.solve.maxima import TILED
 
 BEYOND_THE_PARAMS = 0.1
 
@@ -53,13 +53,14 @@ def as_users_compile() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("as_users_compile")
-@pytest.mark.parametrize("walked", [WALKED, 2**18], ids=("reduced", "walked"))
+@pytest.mark.parametrize("tiled", [TILED, 2**18], ids=("reduced", "tiled"))
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
     ("shapes", "spec"), [(LLAMA, LLAMA_SPEC), (RESNET, RESNET_SPEC)], ids=("llama", "resnet")
 )
-def test_donated_params_are_their_own_memory(shapes, spec, dtype, walked, monkeypatch):
-    monkeypatch.setattr(maxima, "WALKED", walked)
+def test_donated_params_are_their_own_memory(shapes, spec, dtype, tiled, monkeypatch):
+    monkeypatch.setattr(maxima, "TILED", tiled)
+    monkeypatch.setattr(maxima, "TILE", 2**14)
     jax.clear_caches()  # inner functions may have been traced with another size
     params = {path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in shapes.items()}
     donating = jax.jit(fc.equalize, static_argnums=1, donate_argnums=0)

@@ -62,7 +62,7 @@ class Problem:
         colour = self.layout.colours[number]
         rows = [entries.ranges(exponents) for entries in self.known[number]]
         rows = jnp.concatenate([*rows, searched])[colour.order]
-        weights = self.balance.coefficients[number]
+        weights = self.balance.coefficients[colour.rows]
         rows = colour.joined(rows, weights != 0)
         balance = colour.to_channels(jnp.where(weights != 0, weights * rows, 0.0), jnp.add)
         here = slice(colour.start, colour.stop)
@@ -77,13 +77,17 @@ class Problem:
             x = lax.dynamic_update_slice(x, target, (colour.start,))
         return replicated(x)
 
-    def residual(self, x: jax.Array, reading: Reading) -> jax.Array:
-        """The largest change that balancing every group at `x` would make."""
+    def balanced(self, reading: Reading) -> jax.Array:
+        """Where every group would balance if no other moved."""
         targets = [
             self.target(number, reading.exponents, reading.range[colour.searched])
             for number, colour in enumerate(self.layout.colours)
         ]
-        return jnp.max(jnp.abs(jnp.concatenate(targets) - x))
+        return jnp.concatenate(targets)
+
+    def residual(self, x: jax.Array, reading: Reading) -> jax.Array:
+        """The largest change that balancing every group at `x` would make."""
+        return jnp.max(jnp.abs(self.balanced(reading) - x))
 
 
 class State(NamedTuple):
@@ -105,6 +109,9 @@ def converge(problem: Problem, start: Reading, tol: jax.Array, max_sweeps: jax.A
         max_sweeps: limit of the readings, `start` included.
     """
     layout, cores = problem.layout, problem.cores
+    one = jnp.asarray(1, jnp.int32)
+    if not layout.depth:  # no scale moves the range of another group
+        return Solution(problem.balanced(start), jnp.zeros_like(tol), one)
 
     def unfinished(state: State) -> jax.Array:
         return (state.best.residual > tol) & (state.best.sweeps < max_sweeps)
@@ -123,7 +130,7 @@ def converge(problem: Problem, start: Reading, tol: jax.Array, max_sweeps: jax.A
         return State(x, reading, entries, Solution(point, lowest, best.sweeps + 1))
 
     x = jnp.zeros_like(problem.balance.low)
-    first = Solution(x, problem.residual(x, start), jnp.asarray(1, jnp.int32))
+    first = Solution(x, problem.residual(x, start), one)
     state = State(x, start, no_entries(layout, start), first)
     return lax.while_loop(unfinished, advance, state).best
 

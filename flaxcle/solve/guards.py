@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxcle.ranges import mesh_of, replicated
-from flaxcle.solve.layout import Colour, Layout
+from flaxcle.solve.layout import Layout
 from flaxcle.solve.options import Numbers
 
 MARGIN = 2.0**-6  # log2 distance to the largest finite number, for the rounding of the factors
@@ -27,13 +27,13 @@ class Balance(NamedTuple):
     """What a sweep needs beside the ranges.
 
     Attributes:
-        coefficients: for each colour the coefficient of each row; 0 where the row does not count.
+        coefficients: the coefficient of each row; 0 where the row does not count.
         low: smallest log2 scale of each channel.
         high: largest log2 scale of each channel; both are 0 where a guard keeps scale 1.
         kept: whether a guard keeps scale 1.
     """
 
-    coefficients: tuple[jax.Array, ...]
+    coefficients: jax.Array
     low: jax.Array
     high: jax.Array
     kept: jax.Array
@@ -48,48 +48,42 @@ def balance_of(layout: Layout, starts: jax.Array, largest: np.ndarray, options: 
         largest: for each of them the log2 of the largest number that its leaf can hold.
         options: `alpha`, `limit` and `floor` are read.
     """
-    coefficients, live = [], []
-    for colour in layout.colours:
-        rows = jnp.max(starts[layout.sources(colour.blocks)], axis=0)
-        weights, both = _weights(layout, colour, rows, options)
-        coefficients.append(_coefficients(colour, weights))
-        live.append(both)
-    kept = ~jnp.concatenate(live)
-    bounds = jnp.where(kept, 0.0, _bounds(layout, starts, largest, options.limit))
-    return Balance(tuple(coefficients), -bounds[0], bounds[1], kept)
+    rows = jnp.max(starts[layout.sources(layout.blocks)], axis=0)
+    weights, both = _weights(layout, rows, options)
+    coefficients = _coefficients(layout, weights)
+    bounds = jnp.where(both, _bounds(layout, starts, largest, options.limit), 0.0)
+    return Balance(coefficients, -bounds[0], bounds[1], ~both)
 
 
-def _weights(
-    layout: Layout, colour: Colour, rows: jax.Array, options: Numbers
-) -> tuple[jax.Array, jax.Array]:
+def _weights(layout: Layout, rows: jax.Array, options: Numbers) -> tuple[jax.Array, jax.Array]:
     """Each row's share of its side's weight, and which channels have a range on both sides."""
-    produces = colour.powers > 0
+    powers = layout.row_powers
+    produces = powers > 0
     finite = jnp.isfinite(rows)
-    size = jnp.where(finite, rows / np.abs(colour.powers), -jnp.inf)
-    out = colour.to_channels(jnp.where(produces, size, -jnp.inf), jnp.maximum)
-    into = colour.to_channels(jnp.where(produces, -jnp.inf, size), jnp.maximum)
-    floor = _group_maximum(layout, colour, out + into) + options.floor
-    opposite = jnp.where(produces, colour.to_rows(into), colour.to_rows(out))
-    alive = finite & (size + opposite > colour.to_rows(floor))
-    made = colour.to_channels((alive & produces).astype(jnp.float32), jnp.add)
-    read = colour.to_channels((alive & ~produces).astype(jnp.float32), jnp.add)
+    size = jnp.where(finite, rows / np.abs(powers), -jnp.inf)
+    out = layout.to_channels(jnp.where(produces, size, -jnp.inf), jnp.maximum)
+    into = layout.to_channels(jnp.where(produces, -jnp.inf, size), jnp.maximum)
+    floor = _group_maximum(layout, out + into) + options.floor
+    opposite = jnp.where(produces, layout.to_rows(into), layout.to_rows(out))
+    alive = finite & (size + opposite > layout.to_rows(floor))
+    made = layout.to_channels((alive & produces).astype(jnp.float32), jnp.add)
+    read = layout.to_channels((alive & ~produces).astype(jnp.float32), jnp.add)
     both = (made > 0) & (read > 0)
-    members = jnp.where(produces, colour.to_rows(made), colour.to_rows(read))
+    members = jnp.where(produces, layout.to_rows(made), layout.to_rows(read))
     share = jnp.where(produces, options.alpha, 1 - options.alpha) / jnp.maximum(members, 1.0)
-    return jnp.where(alive & colour.to_rows(both), share, 0.0), both
+    return jnp.where(alive & layout.to_rows(both), share, 0.0), both
 
 
-def _coefficients(colour: Colour, weights: jax.Array) -> jax.Array:
+def _coefficients(layout: Layout, weights: jax.Array) -> jax.Array:
     """The least-squares balance: log2 scale = - sum(w p range) / sum(w p^2)."""
-    norm = colour.to_channels(weights * colour.powers**2, jnp.add)
+    norm = layout.to_channels(weights * layout.row_powers**2, jnp.add)
     norm = jnp.where(norm > 0, norm, 1.0)
-    return -weights * colour.powers / colour.to_rows(norm)
+    return -weights * layout.row_powers / layout.to_rows(norm)
 
 
-def _group_maximum(layout: Layout, colour: Colour, values: jax.Array) -> jax.Array:
-    """For each channel of a colour the largest value in its group."""
-    owner = layout.owner[colour.start : colour.stop]
-    owner = owner - owner[0]
+def _group_maximum(layout: Layout, values: jax.Array) -> jax.Array:
+    """For each channel the largest value in its group."""
+    owner = layout.owner
     start = replicated(jnp.full(owner[-1] + 1, -jnp.inf, jnp.float32), mesh_of(values))
     top = start.at[owner].max(values)
     return top[owner]

@@ -56,13 +56,15 @@ class Colour:
         stop: the end of their channels.
         prefixes: for each slot the number of channels that have a term there.
         blocks: the rows in order.
-        searched: which of all searched rows are this colour's.
+        rows: which of all rows are this colour's.
+        searched: which of all searched rows are.
     """
 
     start: int
     stop: int
     prefixes: tuple[int, ...]
     blocks: tuple[Block, ...]
+    rows: slice
     searched: slice
 
     def of_kind(self, kind: Kind) -> tuple[Block, ...]:
@@ -124,11 +126,28 @@ class Layout:
     powers: tuple[float, ...]
     colours: tuple[Colour, ...]
 
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks of all colours."""
+        return tuple(block for colour in self.colours for block in colour.blocks)
+
     @cached_property
     def searched(self) -> tuple[Link, ...]:
         """The link of each searched block, in the order of the rows."""
-        blocks = (block for colour in self.colours for block in colour.of_kind(Kind.SEARCHED))
-        return tuple(block.link for block in blocks)
+        return tuple(block.link for block in self.blocks if block.kind == Kind.SEARCHED)
+
+    @property
+    def row_powers(self) -> np.ndarray:
+        """For each row the exponent of its own scale."""
+        return np.concatenate([colour.powers for colour in self.colours])
+
+    def to_channels(self, rows: jax.Array, combine: Callable[..., jax.Array]) -> jax.Array:
+        """Combines the rows of each channel of all colours."""
+        return jnp.concatenate([c.to_channels(rows[c.rows], combine) for c in self.colours])
+
+    def to_rows(self, channels: jax.Array) -> jax.Array:
+        """Gives each row of all colours the value of its channel."""
+        return jnp.concatenate([c.to_rows(channels[c.start : c.stop]) for c in self.colours])
 
     @cached_property
     def starts(self) -> dict[Link, slice]:
@@ -243,12 +262,12 @@ def kind_of(plan: Plan, term: Term) -> Kind:
 def _layout(plan: Plan, colour_of: Mapping[int, int], groups: Sequence[int]) -> Layout:
     offsets: dict[int, int] = {}
     parts: list[Colour] = []
-    start = searched = 0
+    start = row = searched = 0
     for colour in sorted({colour_of[number] for number in groups}):
         own = [number for number in groups if colour_of[number] == colour]
         own.sort(key=lambda number: -len(plan.terms[number]))
-        parts.append(_colour(plan, own, start, searched))
-        searched = parts[-1].searched.stop
+        parts.append(_colour(plan, own, start, row, searched))
+        row, searched = parts[-1].rows.stop, parts[-1].searched.stop
         for number in own:
             offsets[number] = start
             start += plan.spec.groups[number].size
@@ -256,7 +275,7 @@ def _layout(plan: Plan, colour_of: Mapping[int, int], groups: Sequence[int]) -> 
     return Layout(plan, start, offsets, powers, tuple(parts))
 
 
-def _colour(plan: Plan, groups: Sequence[int], start: int, first: int) -> Colour:
+def _colour(plan: Plan, groups: Sequence[int], start: int, row: int, searched: int) -> Colour:
     prefixes: list[int] = []
     blocks: list[Block] = []
     for slot in range(max(len(plan.terms[number]) for number in groups)):
@@ -267,6 +286,7 @@ def _colour(plan: Plan, groups: Sequence[int], start: int, first: int) -> Colour
             Block(term, size, kind_of(plan, term))
             for (_, term), size in zip(terms, sizes, strict=True)
         ]
-    last = first + sum(block.size for block in blocks if block.kind == Kind.SEARCHED)
+    last = searched + sum(block.size for block in blocks if block.kind == Kind.SEARCHED)
+    rows = slice(row, row + sum(prefixes))
     stop = start + prefixes[0]
-    return Colour(start, stop, tuple(prefixes), tuple(blocks), slice(first, last))
+    return Colour(start, stop, tuple(prefixes), tuple(blocks), rows, slice(searched, last))

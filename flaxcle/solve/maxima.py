@@ -130,7 +130,8 @@ def _tile_of(core: jax.Array) -> _Tile | None:
     On a mesh a tile would have to travel. Of other dtypes than float32 XLA on the CPU would make a
     float32 copy before the first tile.
     """
-    if core.size < TILED or core.dtype != jnp.float32 or not mesh_of(core).empty:
+    small = core.ndim < 2 or core.size < TILED
+    if small or core.dtype != jnp.float32 or not mesh_of(core).empty:
         return None
     axis = int(np.argmax(core.shape[:-1]))
     count = max(1, TILE * core.shape[axis] // core.size)

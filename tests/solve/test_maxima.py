@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flaxcle.solve import maxima
-from flaxcle.solve.maxima import STRIDE, scaled_maximum, where_maximum
+from flaxcle.solve.maxima import Rows, peaks_of, positions_of
 
 
 def core_and_factors() -> tuple[np.ndarray, list]:
@@ -34,55 +34,66 @@ def test_position_of_the_maximum(axes, exact, monkeypatch):
     if 0 not in axes:
         core = core[:6]
     rest = tuple(axis for axis in range(3) if axis not in axes)
-    best = scaled_maximum(jnp.asarray(core), factors, axes)
-    at = where_maximum(jnp.asarray(core), factors, axes, best)
+    rows = Rows(axes, factors)
+    (peaks,) = peaks_of(jnp.asarray(core), [rows])
+    best, at = peaks.value, np.asarray(positions_of(jnp.asarray(core), rows, peaks))
     product = np.abs(core * np.asarray(factors[0][1]).reshape(1, 5, 8))
     flat = product.transpose(*axes, *rest).reshape(best.size, -1)
     np.testing.assert_array_equal(best, flat.max(1))
     finite = np.isfinite(flat.max(1))
     assert finite.any()
     last = flat.shape[1] - 1 - np.argmax(flat[:, ::-1] == flat.max(1, keepdims=True), axis=1)
-    np.testing.assert_array_equal(np.asarray(at)[finite], last[finite])
-    assert np.all((at >= 0) & (at < flat.shape[1]))
+    np.testing.assert_array_equal(at[finite], last[finite])
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("slices", [STRIDE, 2 * STRIDE, 2 * STRIDE + 5])
-def test_walking_gives_the_same_bits(slices, axis, monkeypatch):
+@pytest.mark.parametrize("slices", [30, 32, 37])
+@pytest.mark.parametrize("tile", [1, 24 * 5, 24 * 16])
+def test_tiles_give_the_same_bits(slices, axis, tile, monkeypatch):
     """Equals are among the slices, a row of zeros, NaN and infinity."""
     rng = np.random.default_rng(slices)
     values = rng.integers(-9, 9, (slices, 4, 6)).astype(np.float32)
     values[:, 1, 2] = 0
     values[1, 2, 3], values[2, 3, 4] = np.nan, np.inf
     core = jnp.asarray(np.moveaxis(values, 0, axis))
-    axes = tuple({0, 1, 2} - {axis})
-    factors = [
-        ((axis,), jnp.asarray(rng.uniform(0.1, 9, slices), jnp.float32)),
-        ((axis, 2), jnp.asarray(rng.uniform(0.1, 9, slices * 6), jnp.float32)),
+    other = 1 - axis
+    of_slices = jnp.asarray(rng.uniform(0.1, 9, slices), jnp.float32)
+    of_columns = jnp.asarray(rng.uniform(0.1, 9, slices * 6), jnp.float32)
+    asked = [
+        Rows((other, 2), [((axis,), of_slices), ((axis, 2), of_columns)]),
+        Rows((axis,), [((2,), of_columns[:6])]),
+        Rows((0, 1)),
+        Rows((0, 1, 2), [((axis,), of_slices)]),
     ]
 
-    def both() -> tuple[jax.Array, jax.Array]:
-        best = scaled_maximum(core, factors, axes)
-        return best, where_maximum(core, factors, axes, best)
+    def found() -> list[tuple[jax.Array, jax.Array]]:
+        peaks = peaks_of(core, asked)
+        ways = zip(asked, peaks, strict=True)
+        return [(one.value, positions_of(core, rows, one)) for rows, one in ways]
 
-    whole = both()
-    monkeypatch.setattr(maxima, "WALKED", 0)
-    assert "platform_index" in str(jax.make_jaxpr(both)())
-    for expected, found in zip(whole, both(), strict=True):
-        np.testing.assert_array_equal(expected, found)
-        assert expected.dtype == found.dtype
+    whole = found()
+    monkeypatch.setattr(maxima, "TILED", 0)
+    monkeypatch.setattr(maxima, "TILE", tile)
+    assert "while" in jax.jit(found).lower().as_text()
+    for (best, at), (tiled_best, tiled_at) in zip(whole, found(), strict=True):
+        np.testing.assert_array_equal(best, tiled_best)
+        finite = np.isfinite(best)
+        np.testing.assert_array_equal(np.asarray(at)[finite], np.asarray(tiled_at)[finite])
+        assert tiled_at.dtype == jnp.int32
 
 
-def test_small_cores_last_axes_other_dtypes_and_meshes_are_not_walked(monkeypatch):
-    def primitives(shape: tuple[int, ...], axes: tuple[int, ...], **options) -> str:
+def test_small_cores_vectors_other_dtypes_and_meshes_are_reduced_as_a_whole(monkeypatch):
+    def program(shape: tuple[int, ...], **options) -> str:
         core = jnp.ones(shape, **options)
-        return str(jax.make_jaxpr(lambda core: scaled_maximum(core, (), axes))(core))
+        return str(jax.make_jaxpr(lambda core: peaks_of(core, [Rows((0,))])[0].value)(core))
 
-    assert "platform_index" not in primitives((40, 6), (1,))
-    monkeypatch.setattr(maxima, "WALKED", 0)
-    assert "platform_index" in primitives((40, 6), (1,))
-    assert "platform_index" not in primitives((40, 6), (0,))
-    assert "platform_index" not in primitives((40, 6), (1,), dtype=jnp.bfloat16)
+    assert "platform_index" not in program((40, 6))
+    monkeypatch.setattr(maxima, "TILED", 0)
+    assert "platform_index" not in program((40, 6))
+    monkeypatch.setattr(maxima, "TILE", 6 * 8)
+    assert "platform_index" in program((40, 6))
+    assert "platform_index" not in program((40,))
+    assert "platform_index" not in program((40, 6), dtype=jnp.bfloat16)
     mesh = jax.make_mesh((2,), ("x",), (jax.sharding.AxisType.Explicit,))
     cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x", None))
-    assert "platform_index" not in primitives((40, 6), (1,), device=cut)
+    assert "platform_index" not in program((40, 6), device=cut)
