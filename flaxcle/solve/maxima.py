@@ -118,10 +118,10 @@ def _position(core: jax.Array, rows: Rows, best: jax.Array) -> jax.Array:
 
 
 class _Tile(NamedTuple):
-    """`count` slices along an axis."""
+    """Some slices along an axis."""
 
     axis: int
-    count: int
+    slices: int
 
 
 def _tile_of(core: jax.Array) -> _Tile | None:
@@ -142,20 +142,20 @@ def _tiled(
     core: jax.Array, asked: Sequence[Rows], tile: _Tile, after: Any
 ) -> list[tuple[jax.Array, jax.Array]]:
     """Maxima and positions in the shape of the axes that stay."""
-    axis, last = tile.axis, core.shape[tile.axis] - tile.count
+    axis, last = tile.axis, core.shape[tile.axis] - tile.slices
     arrays = [_alone(core, rows.factors, after) for rows in asked]
     meets = [_meeting(core, rows, tile) for rows in asked]
     shapes = [[core.shape[axis] for axis in rows.axes] for rows in asked]
     none = [(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32)) for shape in shapes]
 
     def step(number: jax.Array, known: Any) -> Any:
-        first = jnp.minimum(number * tile.count, last)  # some slices are read twice at the end
-        cut = lambda x: lax.dynamic_slice_in_dim(x, first, tile.count, axis)  # noqa: E731
+        first = jnp.minimum(number * tile.slices, last)  # some slices are read twice at the end
+        cut = lambda x: lax.dynamic_slice_in_dim(x, first, tile.slices, axis)  # noqa: E731
         parts = [[cut(x) if x.shape[axis] > 1 else x for x in own] for own in arrays]
         ways = zip(meets, known, parts, strict=True)
         return [meet(*one, _scaled(part), first) for meet, one, part in ways]
 
-    return lax.fori_loop(0, -(-core.shape[axis] // tile.count), step, none)
+    return lax.fori_loop(0, -(-core.shape[axis] // tile.slices), step, none)
 
 
 def _meeting(
@@ -166,7 +166,7 @@ def _meeting(
     extent = [core.shape[axis] for axis in rest]
     place = np.arange(math.prod(extent), dtype=np.int32).reshape(extent)
     if tile.axis in rest:
-        place = place.take(np.arange(tile.count), rest.index(tile.axis))
+        place = place.take(np.arange(tile.slices), rest.index(tile.axis))
     place = np.expand_dims(place, rows.axes)
     stride = math.prod(core.shape[axis] for axis in rest if axis > tile.axis)
 

@@ -25,7 +25,6 @@ from flaxcle.ranges import channel_maximum, is_identity, taken
 from flaxcle.solve.layout import Layout
 from flaxcle.solve.plan import Leaf, Link
 
-
 NO_END = np.iinfo(np.int32).max
 
 
