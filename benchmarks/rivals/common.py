@@ -28,29 +28,30 @@ def run(
     prepare: Callable[[], Any],
     equalize: Callable[[Any], Any],
     arrays: Callable[[Any], Iterator[tuple[np.ndarray, np.ndarray]]],
-    chosen: argparse.Namespace,
+    file: Path,
+    repeats: int,
     **about: Any,
 ) -> None:
     """Times `equalize(prepare())`, preparation apart, and prints a line of JSON.
 
     Args:
-        tool: whose name the files bear.
+        tool: its name.
         prepare: a fresh network, as the tool takes it.
         equalize: the call that counts; returns what `arrays` reads.
         arrays: weight and bias of each layer in order.
-        chosen: from `arguments`.
+        file: where they are stored.
+        repeats: how many calls are timed; before several of them, one that isn't.
         about: what else to report; values may be functions of the last result.
     """
     seconds, last = [], None
-    for turn in range(chosen.repeats + 1):
+    for _ in range(repeats + (repeats > 1)):
         network = prepare()
         start = time.perf_counter()
         last = equalize(network)
-        if turn:
-            seconds.append(time.perf_counter() - start)
+        seconds.append(time.perf_counter() - start)
     out = {}
     for number, (weight, bias) in enumerate(arrays(last)):
         out |= {f"weight{number}": weight, f"bias{number}": bias}
-    np.savez(chosen.folder / f"{chosen.network}-{tool}.npz", **out)
+    np.savez(file, **out)
     more = {key: value(last) if callable(value) else value for key, value in about.items()}
-    print(json.dumps({"tool": tool, "seconds": statistics.median(seconds), **more}))
+    print(json.dumps({"tool": tool, "seconds": statistics.median(seconds[-repeats:]), **more}))

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxcle.ranges import replicated
+from flaxcle.ranges import mesh_of, replicated
 from flaxcle.solve.entries import Cores, Entries
 from flaxcle.solve.guards import Balance
 from flaxcle.solve.layout import Layout
@@ -77,17 +77,18 @@ class Problem:
             x = lax.dynamic_update_slice(x, target, (colour.start,))
         return replicated(x)
 
-    def balanced(self, reading: Reading) -> jax.Array:
-        """Where every group would balance if no other moved."""
+    def balanced(self, x: jax.Array, reading: Reading) -> jax.Array:
+        """Where every group would balance if no other moved from `x`."""
+        exponents = self.layout.exponents(x)
         targets = [
-            self.target(number, reading.exponents, reading.range[colour.searched])
+            self.target(number, exponents, reading.range[colour.searched])
             for number, colour in enumerate(self.layout.colours)
         ]
         return jnp.concatenate(targets)
 
     def residual(self, x: jax.Array, reading: Reading) -> jax.Array:
         """The largest change that balancing every group at `x` would make."""
-        return jnp.max(jnp.abs(self.balanced(reading) - x))
+        return jnp.max(jnp.abs(self.balanced(x, reading) - x))
 
 
 class State(NamedTuple):
@@ -109,9 +110,9 @@ def converge(problem: Problem, start: Reading, tol: jax.Array, max_sweeps: jax.A
         max_sweeps: limit of the readings, `start` included.
     """
     layout, cores = problem.layout, problem.cores
-    one = jnp.asarray(1, jnp.int32)
+    x, one = jnp.zeros_like(problem.balance.low), jnp.asarray(1, jnp.int32)
     if not layout.depth:  # no scale moves the range of another group
-        return Solution(problem.balanced(start), jnp.zeros_like(tol), one)
+        return Solution(problem.balanced(x, start), jnp.zeros_like(tol), one)
 
     def unfinished(state: State) -> jax.Array:
         return (state.best.residual > tol) & (state.best.sweeps < max_sweeps)
@@ -120,7 +121,8 @@ def converge(problem: Problem, start: Reading, tol: jax.Array, max_sweeps: jax.A
         best, entries = state.best, state.entries
         if layout.searched:
             slot = best.sweeps % SLOTS
-            entries = remember(entries, layout, cores, state.reading, slot)
+            exponents = layout.exponents(state.x)
+            entries = remember(entries, layout, cores, exponents, state.reading, slot)
         x = relax(problem, entries, state.x, jnp.maximum(best.residual * 0.02, tol / 4))
         reading = read(layout, cores, layout.exponents(x))
         residual = problem.residual(x, reading)
@@ -129,9 +131,8 @@ def converge(problem: Problem, start: Reading, tol: jax.Array, max_sweeps: jax.A
         lowest = jnp.where(better, residual, best.residual)
         return State(x, reading, entries, Solution(point, lowest, best.sweeps + 1))
 
-    x = jnp.zeros_like(problem.balance.low)
     first = Solution(x, problem.residual(x, start), one)
-    state = State(x, start, no_entries(layout, start), first)
+    state = State(x, start, no_entries(layout, mesh_of(x)), first)
     return lax.while_loop(unfinished, advance, state).best
 
 

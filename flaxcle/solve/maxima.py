@@ -127,11 +127,9 @@ class _Tile(NamedTuple):
 def _tile_of(core: jax.Array) -> _Tile | None:
     """The tiles of a core that is read by them; None for one that is reduced as a whole.
 
-    On a mesh a tile would have to travel. Of other dtypes than float32 XLA on the CPU would make a
-    float32 copy before the first tile.
+    On a mesh a tile would have to travel.
     """
-    small = core.ndim < 2 or core.size < TILED
-    if small or core.dtype != jnp.float32 or not mesh_of(core).empty:
+    if core.ndim < 2 or core.size < TILED or not mesh_of(core).empty:
         return None
     axis = int(np.argmax(core.shape[:-1]))
     count = max(1, TILE * core.shape[axis] // core.size)
@@ -151,7 +149,10 @@ def _tiled(
     def step(number: jax.Array, known: Any) -> Any:
         first = jnp.minimum(number * tile.slices, last)  # some slices are read twice at the end
         cut = lambda x: lax.dynamic_slice_in_dim(x, first, tile.slices, axis)  # noqa: E731
-        parts = [[cut(x) if x.shape[axis] > 1 else x for x in own] for own in arrays]
+        held, _ = lax.optimization_barrier(
+            (arrays, number)
+        )  # else converted whole, before the loop
+        parts = [[cut(x) if x.shape[axis] > 1 else x for x in own] for own in held]
         ways = zip(meets, known, parts, strict=True)
         return [meet(*one, _scaled(part), first) for meet, one, part in ways]
 

@@ -43,12 +43,10 @@ class Reading(NamedTuple):
     """The ranges of the searched rows at some scales.
 
     Attributes:
-        exponents: the scales.
         peaks: for each scan the linear peaks, scaled by its inner links alone.
         range: for each row its log2 range, scaled by all groups but the row's own.
     """
 
-    exponents: jax.Array
     peaks: tuple[Peaks, ...]
     range: jax.Array
 
@@ -67,9 +65,8 @@ def first_reading(layout: Layout, cores: Cores, mesh: Any) -> tuple[Reading, jax
     starts = _ranges(layout, tuple(layout.starts), best, mesh)
     rows = [np.arange(starts.size)[layout.starts[link]] for link in layout.searched]
     ranges = starts[np.concatenate([np.zeros(0, int), *rows])]
-    exponents = replicated(jnp.zeros(layout.unscaled + 1, jnp.float32), mesh)
     peaks = tuple(found[scan.leaf, scan.axes] for scan in _scans(layout))
-    return Reading(exponents, peaks, ranges), starts
+    return Reading(peaks, ranges), starts
 
 
 def read(layout: Layout, cores: Cores, exponents: jax.Array) -> Reading:
@@ -80,31 +77,36 @@ def read(layout: Layout, cores: Cores, exponents: jax.Array) -> Reading:
         peaks += peaks_of(cores[leaf], [_rows(layout, scan, linear) for scan in scans])
     best = _best(layout, peaks, linear)
     ranges = _ranges(layout, layout.searched, best, mesh_of(exponents))
-    return Reading(exponents, tuple(peaks), ranges)
+    return Reading(tuple(peaks), ranges)
 
 
-def no_entries(layout: Layout, reading: Reading) -> Entries:
+def no_entries(layout: Layout, mesh: Any) -> Entries:
     """Room for the entries of the searched rows."""
-    mesh, rows = mesh_of(reading.range), reading.range.size
+    rows = places_of(layout).count
     others = jnp.zeros((SLOTS, layout.depth, rows), jnp.int32)
     value = jnp.full((SLOTS, rows), -jnp.inf, jnp.float32)
     return Entries(replicated(value, mesh), replicated(others, mesh))
 
 
 def remember(
-    entries: Entries, layout: Layout, cores: Cores, reading: Reading, slot: jax.Array
+    entries: Entries,
+    layout: Layout,
+    cores: Cores,
+    exponents: jax.Array,
+    reading: Reading,
+    slot: jax.Array,
 ) -> Entries:
-    """The entries with those behind a reading in one slot."""
-    linear = replicated(jnp.exp2(reading.exponents))
+    """The entries with those behind a reading at some scales in one slot."""
+    linear = replicated(jnp.exp2(exponents))
     along = {
         scan: positions_of(cores[scan.leaf], _rows(layout, scan, linear), peaks)
         for scan, peaks in zip(_scans(layout), reading.peaks, strict=True)
     }
-    best = jnp.concatenate(_best(layout, reading.peaks, linear))
+    best = replicated(jnp.concatenate(_best(layout, reading.peaks, linear)))
     inner = _whole([along[_scan(layout, link)] for link in layout.searched])
     places = places_of(layout)
     others = places.numbers(places.winners(best), jnp.where(jnp.isfinite(best), inner, 0))
-    value = reading.range - jnp.sum(taken(reading.exponents, others), axis=0)
+    value = reading.range - jnp.sum(taken(exponents, others), axis=0)
     return Entries(
         lax.dynamic_update_index_in_dim(entries.value, value, slot, 0),
         lax.dynamic_update_index_in_dim(entries.others, others, slot, 0),
@@ -144,14 +146,14 @@ def _whole(positions: Sequence[jax.Array]) -> jax.Array:
     """Positions as one vector of whole numbers."""
     if any(one.dtype == jnp.int32 for one in positions):
         positions = [one.astype(jnp.int32) for one in positions]
-    return jnp.concatenate(positions).astype(jnp.int32)
+    return replicated(jnp.concatenate(positions)).astype(jnp.int32)
 
 
 def _ranges(
     layout: Layout, links: Sequence[Link], best: Sequence[jax.Array], mesh: Any
 ) -> jax.Array:
     """The log2 range of each channel of the links from the maxima at their positions."""
-    joined = jnp.abs(jnp.concatenate([jnp.zeros(0, jnp.float32), *best]))
+    joined = jnp.abs(replicated(jnp.concatenate([jnp.zeros(0, jnp.float32), *best]), mesh))
     return log2_of([channel_maximum(joined, *joined_ids(layout, links))], mesh)
 
 
