@@ -139,7 +139,10 @@ def _tile_of(core: jax.Array) -> _Tile | None:
 def _tiled(
     core: jax.Array, asked: Sequence[Rows], tile: _Tile, after: Any
 ) -> list[tuple[jax.Array, jax.Array]]:
-    """Maxima and positions in the shape of the axes that stay."""
+    """Maxima and positions in the shape of the axes that stay.
+
+    The barrier in the loop keeps XLA from converting all weights to float32 before it.
+    """
     axis, last = tile.axis, core.shape[tile.axis] - tile.slices
     arrays = [_alone(core, rows.factors, after) for rows in asked]
     meets = [_meeting(core, rows, tile) for rows in asked]
@@ -149,9 +152,7 @@ def _tiled(
     def step(number: jax.Array, known: Any) -> Any:
         first = jnp.minimum(number * tile.slices, last)  # some slices are read twice at the end
         cut = lambda x: lax.dynamic_slice_in_dim(x, first, tile.slices, axis)  # noqa: E731
-        held, _ = lax.optimization_barrier(
-            (arrays, number)
-        )  # else converted whole, before the loop
+        held, _ = lax.optimization_barrier((arrays, number))
         parts = [[cut(x) if x.shape[axis] > 1 else x for x in own] for own in held]
         ways = zip(meets, known, parts, strict=True)
         return [meet(*one, _scaled(part), first) for meet, one, part in ways]
