@@ -340,9 +340,10 @@ IMPROVED = ("vgg", "conv1d", "mobilenetv1_relu6", "resnet18_folded", "squeeze_ex
 
 
 @pytest.mark.slow
-def test_correction_helps_on_images_that_it_has_not_seen() -> None:
+@pytest.mark.parametrize("bits", [5, 6])
+def test_correction_helps_on_images_that_it_has_not_seen(bits: int) -> None:
     """The SQNR summed over the networks, on eight inputs apart from those of the correction."""
-    gain, config = 0.0, QuantConfig(weight_bits=5, act_bits=8)
+    gain, config = 0.0, QuantConfig(weight_bits=bits, act_bits=8)
     for name in IMPROVED:
         network = build(name)
         shape = (64, *network.inputs[0].shape[1:])

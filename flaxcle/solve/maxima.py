@@ -24,7 +24,7 @@ from flaxcle.ranges import Axes, mesh_of, replicated, rest_of
 
 Factors = Sequence[tuple[Axes, jax.Array]]
 
-STEEP = 2.0**80  # what the smallest normal float32 becomes in two steps is beyond all positions
+STEEP = 2.0**80  # times which any gap between normal numbers is larger than a position over it
 EXACT = 2**24  # whole numbers up to here are exact as float32
 TILED = 2**22  # weights of a core that does not stay in the cache from one reduction to the next
 TILE = 2**18  # weights that do
@@ -68,7 +68,7 @@ def peaks_of(core: jax.Array, asked: Sequence[Rows], after: Any = ()) -> list[Pe
 
     def reduced() -> list[tuple[jax.Array, jax.Array]]:
         pairs = zip(asked, _maxima(core, asked, after), strict=True)
-        return [(value, _position(core, rows, value).astype(jnp.int32)) for rows, value in pairs]
+        return [(value, _whole(_position(core, rows, value))) for rows, value in pairs]
 
     tiled = lambda: _tiled(core, asked, tile, after)  # noqa: E731
     found = lax.platform_dependent(cpu=tiled, default=reduced)
@@ -76,15 +76,26 @@ def peaks_of(core: jax.Array, asked: Sequence[Rows], after: Any = ()) -> list[Pe
 
 
 def positions_of(core: jax.Array, rows: Rows, peaks: Peaks) -> jax.Array:
-    """Where along the other axes the peaks stand; those that are not finite stand anywhere.
+    """Where along the other axes the peaks stand, as `joined` reads it.
 
-    What differs by less than the smallest normal number may count as equal. float32 where that is
-    exact, for XLA would compile the conversion of each vector alone.
+    Those that are not finite stand anywhere. What differs by less than the smallest normal number
+    may count as equal.
     """
     if peaks.at is not None:
         return peaks.at
     value = peaks.value.reshape([core.shape[axis] for axis in rows.axes])
     return replicated(_position(core, rows, value)).ravel()
+
+
+def joined(positions: Sequence[jax.Array]) -> jax.Array:
+    """Positions, one after the other, as whole numbers: XLA would compile each conversion alone."""
+    if any(one.dtype == jnp.int32 for one in positions):
+        return replicated(jnp.concatenate([_whole(one) for one in positions]))
+    return _whole(replicated(jnp.concatenate(positions)))
+
+
+def _whole(positions: jax.Array) -> jax.Array:
+    return positions if positions.dtype == jnp.int32 else (positions * STEEP).astype(jnp.int32)
 
 
 def _maxima(core: jax.Array, asked: Sequence[Rows], after: Any) -> list[jax.Array]:
@@ -103,17 +114,18 @@ def _maxima(core: jax.Array, asked: Sequence[Rows], after: Any) -> list[jax.Arra
 def _position(core: jax.Array, rows: Rows, best: jax.Array) -> jax.Array:
     """The largest of position minus gap, where a gap is 0 or larger than any position.
 
+    float32 positions over `STEEP`, while that is exact: one multiplication less for each weight.
     XLA on the CPU reduces arithmetic without a copy of the weights, but not comparisons.
     """
     rest = rest_of(core.ndim, rows.axes)
-    positions = jnp.arange(math.prod(core.shape[axis] for axis in rest), dtype=jnp.float32)
-    steep = jnp.float32(STEEP)
-    positions, best, steep = lax.optimization_barrier((positions, best, steep))  # see _alone
-    gap = _along(best, rows.axes, core) - _scaled(_alone(core, rows.factors, best))
-    gap = gap * steep * steep
-    if positions.size > EXACT:
-        gap = jnp.minimum(gap, 2.0**30).astype(jnp.int32)
-        positions = jnp.arange(positions.size, dtype=jnp.int32)
+    count = math.prod(core.shape[axis] for axis in rest)
+    positions = jnp.arange(count, dtype=jnp.float32) / STEEP
+    # Constants would keep XLA from fusing: see _alone for the rest.
+    best, positions, steep = lax.optimization_barrier((best, positions, jnp.float32(STEEP)))
+    gap = (_along(best, rows.axes, core) - _scaled(_alone(core, rows.factors, best))) * steep
+    if count > EXACT:
+        gap = jnp.minimum(gap * steep, 2.0**30).astype(jnp.int32)
+        positions = jnp.arange(count, dtype=jnp.int32)
     return jnp.max(_along(positions, rest, core) - gap, axis=rest)
 
 

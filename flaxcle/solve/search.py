@@ -18,7 +18,7 @@ from jax import lax
 from flaxcle.ranges import channel_maximum, mesh_of, replicated, taken
 from flaxcle.solve.entries import Cores, Entries, exponents_along, log2_of
 from flaxcle.solve.layout import Layout
-from flaxcle.solve.maxima import Factors, Peaks, Rows, peaks_of, positions_of
+from flaxcle.solve.maxima import Factors, Peaks, Rows, joined, peaks_of, positions_of
 from flaxcle.solve.places import joined_ids, places_of
 from flaxcle.solve.plan import Axes, Link
 
@@ -103,7 +103,7 @@ def remember(
         for scan, peaks in zip(_scans(layout), reading.peaks, strict=True)
     }
     best = replicated(jnp.concatenate(_best(layout, reading.peaks, linear)))
-    inner = _whole([along[_scan(layout, link)] for link in layout.searched])
+    inner = joined([along[_scan(layout, link)] for link in layout.searched])
     places = places_of(layout)
     others = places.numbers(places.winners(best), jnp.where(jnp.isfinite(best), inner, 0))
     value = reading.range - jnp.sum(taken(exponents, others), axis=0)
@@ -142,19 +142,12 @@ def _best(layout: Layout, peaks: Sequence[Peaks], linear: jax.Array) -> list[jax
     return out
 
 
-def _whole(positions: Sequence[jax.Array]) -> jax.Array:
-    """Positions as one vector of whole numbers."""
-    if any(one.dtype == jnp.int32 for one in positions):
-        positions = [one.astype(jnp.int32) for one in positions]
-    return replicated(jnp.concatenate(positions)).astype(jnp.int32)
-
-
 def _ranges(
     layout: Layout, links: Sequence[Link], best: Sequence[jax.Array], mesh: Any
 ) -> jax.Array:
     """The log2 range of each channel of the links from the maxima at their positions."""
-    joined = jnp.abs(replicated(jnp.concatenate([jnp.zeros(0, jnp.float32), *best]), mesh))
-    return log2_of([channel_maximum(joined, *joined_ids(layout, links))], mesh)
+    tops = jnp.abs(replicated(jnp.concatenate([jnp.zeros(0, jnp.float32), *best]), mesh))
+    return log2_of([channel_maximum(tops, *joined_ids(layout, links))], mesh)
 
 
 def _factors(layout: Layout, links: Sequence[Link], linear: jax.Array) -> Factors:

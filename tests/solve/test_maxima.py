@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flaxcle.solve import maxima
-from flaxcle.solve.maxima import Rows, peaks_of, positions_of
+from flaxcle.solve.maxima import Rows, joined, peaks_of, positions_of
 
 
 def core_and_factors() -> tuple[np.ndarray, list]:
@@ -36,7 +36,7 @@ def test_position_of_the_maximum(axes, exact, monkeypatch):
     rest = tuple(axis for axis in range(3) if axis not in axes)
     rows = Rows(axes, factors)
     (peaks,) = peaks_of(jnp.asarray(core), [rows])
-    best, at = peaks.value, np.asarray(positions_of(jnp.asarray(core), rows, peaks))
+    best, at = peaks.value, np.asarray(joined([positions_of(jnp.asarray(core), rows, peaks)]))
     product = np.abs(core * np.asarray(factors[0][1]).reshape(1, 5, 8))
     flat = product.transpose(*axes, *rest).reshape(best.size, -1)
     np.testing.assert_array_equal(best, flat.max(1))
@@ -70,7 +70,7 @@ def test_tiles_give_the_same_bits(dtype, slices, axis, tile, monkeypatch):
     def found() -> list[tuple[jax.Array, jax.Array]]:
         peaks = peaks_of(core, asked)
         ways = zip(asked, peaks, strict=True)
-        return [(one.value, positions_of(core, rows, one)) for rows, one in ways]
+        return [(one.value, joined([positions_of(core, rows, one)])) for rows, one in ways]
 
     whole = found()
     monkeypatch.setattr(maxima, "TILED", 0)
