@@ -48,8 +48,8 @@ class Places:
         rows: for each position the row that stands there, -1 for none.
         count: number of rows.
         table: numbers of exponents.
-        base: for each scale on an entry and each position where its numbers start in the table.
-        runs: for each scale the divisors, sizes and strides of its runs, (3, runs, rows).
+        base: where a position's numbers start in the table, for each scale on its entries.
+        runs: divisors, sizes and strides of the runs for each scale, (3, scales, runs, rows).
     """
 
     rows: np.ndarray
@@ -98,12 +98,13 @@ def places_of(layout: Layout) -> Places:
     first = dict(zip(scales, np.cumsum([0, *map(len, tables)]).tolist(), strict=False))
     table = np.concatenate([*tables, [layout.unscaled]]).astype(np.int32)
     base = np.full((layout.depth, rows.size), table.size - 1, np.int32)
+    stops = np.cumsum([link.ids.size for link in links])
     found = {}
     for number, (link, own) in enumerate(zip(links, others, strict=True)):
         leaf = layout.plan.leaves[link.leaf]
-        here = slice(sum(one.ids.size for one in links[:number]), None)
+        here = slice(stops[number] - link.ids.size, stops[number])
         for depth, other in enumerate(own):
-            base[depth, here][: link.ids.size] = first[other] + _offsets(leaf, link, other)
+            base[depth, here] = first[other] + _offsets(leaf, link, other)
             found[number, depth] = _runs(leaf, link, other)
     sizes = [layout.size_of(link) for link in links]
     return Places(rows, count, table, base, _stacked(found, layout.depth, sizes))
