@@ -78,8 +78,7 @@ def peaks_of(core: jax.Array, asked: Sequence[Rows], after: Any = ()) -> list[Pe
 def positions_of(core: jax.Array, rows: Rows, peaks: Peaks) -> jax.Array:
     """Where along the other axes the peaks stand, as `joined` reads it.
 
-    Those that are not finite stand anywhere. What differs by less than the smallest normal number
-    may count as equal.
+    What differs by less than the smallest normal number may count as equal.
     """
     if peaks.at is not None:
         return peaks.at
@@ -87,11 +86,17 @@ def positions_of(core: jax.Array, rows: Rows, peaks: Peaks) -> jax.Array:
     return replicated(_position(core, rows, value)).ravel()
 
 
-def joined(positions: Sequence[jax.Array]) -> jax.Array:
-    """Positions, one after the other, as whole numbers: XLA would compile each conversion alone."""
+def joined(positions: Sequence[jax.Array], values: jax.Array) -> jax.Array:
+    """Positions, one after the other, as whole numbers: XLA would compile each conversion alone.
+
+    Args:
+        positions: see `positions_of`.
+        values: the peaks that stand there; those that are not finite get position 0.
+    """
     if any(one.dtype == jnp.int32 for one in positions):
-        return replicated(jnp.concatenate([_whole(one) for one in positions]))
-    return _whole(replicated(jnp.concatenate(positions)))
+        positions = [_whole(one) for one in positions]
+    whole = _whole(replicated(jnp.concatenate(positions)))
+    return jnp.where(jnp.isfinite(values), whole, 0)
 
 
 def _whole(positions: jax.Array) -> jax.Array:

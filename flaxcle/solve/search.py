@@ -103,9 +103,9 @@ def remember(
         for scan, peaks in zip(_scans(layout), reading.peaks, strict=True)
     }
     best = replicated(jnp.concatenate(_best(layout, reading.peaks, linear)))
-    inner = joined([along[_scan(layout, link)] for link in layout.searched])
+    inner = joined([along[_scan(layout, link)] for link in layout.searched], best)
     places = places_of(layout)
-    others = places.numbers(places.winners(best), jnp.where(jnp.isfinite(best), inner, 0))
+    others = places.numbers(places.winners(best), inner)
     value = reading.range - jnp.sum(taken(exponents, others), axis=0)
     return Entries(
         lax.dynamic_update_index_in_dim(entries.value, value, slot, 0),
