@@ -28,23 +28,23 @@ def run(
     prepare: Callable[[], Any],
     equalize: Callable[[Any], Any],
     arrays: Callable[[Any], Iterator[tuple[np.ndarray, np.ndarray]]],
-    file: Path,
-    repeats: int,
+    chosen: argparse.Namespace,
+    warm: bool = True,
     **about: Any,
 ) -> None:
     """Times `equalize(prepare())`, preparation apart, and prints a line of JSON.
 
     Args:
-        tool: its name.
+        tool: whose name the files bear.
         prepare: a fresh network, as the tool takes it.
         equalize: the call that counts; returns what `arrays` reads.
         arrays: weight and bias of each layer in order.
-        file: where they are stored.
-        repeats: how many calls are timed; before several of them, one that isn't.
+        chosen: from `arguments`.
+        warm: whether a call that does not count comes first.
         about: what else to report; values may be functions of the last result.
     """
     seconds, last = [], None
-    for _ in range(repeats + (repeats > 1)):
+    for _ in range(chosen.repeats + warm):
         network = prepare()
         start = time.perf_counter()
         last = equalize(network)
@@ -52,6 +52,6 @@ def run(
     out = {}
     for number, (weight, bias) in enumerate(arrays(last)):
         out |= {f"weight{number}": weight, f"bias{number}": bias}
-    np.savez(file, **out)
+    np.savez(chosen.folder / f"{chosen.network}-{tool}.npz", **out)
     more = {key: value(last) if callable(value) else value for key, value in about.items()}
-    print(json.dumps({"tool": tool, "seconds": statistics.median(seconds[-repeats:]), **more}))
+    print(json.dumps({"tool": tool, "seconds": statistics.median(seconds[warm:]), **more}))

@@ -7,6 +7,7 @@ flaxcle does by default, or its sweeps are used up.
 from __future__ import annotations
 
 import copy
+from argparse import Namespace
 from importlib.metadata import version
 from typing import Any
 
@@ -39,7 +40,7 @@ def equalized(graph: Any, **options: Any) -> Any:
     return graph, len(regions), balances // len(regions)
 
 
-def timed(tool: str, repeats: int, **options: Any) -> None:
+def timed(tool: str, chosen: Namespace, warm: bool = True, **options: Any) -> None:
     """Prints a line for the options."""
     run(
         tool,
@@ -48,8 +49,8 @@ def timed(tool: str, repeats: int, **options: Any) -> None:
         lambda done: (
             (w.weight.detach().numpy(), w.bias.detach().numpy()) for w in weighted(done[0])
         ),
-        chosen.folder / f"{chosen.network}-{tool}.npz",
-        repeats,
+        chosen,
+        warm,
         version=version("brevitas"),
         pairs=lambda done: done[1],
         sweeps=lambda done: done[2],
@@ -57,6 +58,7 @@ def timed(tool: str, repeats: int, **options: Any) -> None:
 
 
 brevitas._cross_layer_equalization = counted
-timed("brevitas", chosen.repeats)
+timed("brevitas", chosen)
 if chosen.threads == 1:
-    timed("brevitas-converged", 1, iterations=SWEEPS, threshold=1e-3)
+    once = Namespace(**vars(chosen) | {"repeats": 1})
+    timed("brevitas-converged", once, warm=False, iterations=SWEEPS, threshold=1e-3)
