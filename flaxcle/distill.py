@@ -28,6 +28,7 @@ from flaxcle.jaxpr import Computed, Op, trace
 from flaxcle.jaxpr.graph import CONTRACTIONS
 from flaxcle.paths import PyTree, is_float, named_leaves, wide_dtype
 from flaxcle.prune.activity import probe
+from flaxcle.ranges import rest_of
 
 FLOOR = 0.1  # of the norm's typical deviation: dead channels must not count most
 RATE = 0.1
@@ -155,7 +156,7 @@ class _Tap:
     def __call__(self, op: Op, operands: list[Any], feed: Mapping[str, Any]) -> Any:
         (out,) = op.bind(*operands)
         x = out.astype(wide_dtype(out.dtype))
-        rest = tuple(axis for axis in range(x.ndim) if axis not in self.use.layout.axes)
+        rest = rest_of(x.ndim, self.use.layout.axes)
         mean, square = jnp.mean(x, rest, keepdims=True), jnp.var(x, rest, keepdims=True)
         off = (mean - self.mean) ** 2 + (jnp.sqrt(square + TINY) - self.std) ** 2
         width = jnp.maximum(self.std**2, FLOOR**2 * jnp.mean(self.std**2))

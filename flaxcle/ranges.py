@@ -9,7 +9,7 @@ results are small float32 vectors that every device holds whole; a weight is rea
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -55,7 +55,7 @@ def core_of(leaf: Any, axes: Axes, folds: Sequence[Fold] = ()) -> jax.Array:
     return leaf
 
 
-def rest_of(rank: int, axes: Axes) -> Axes:
+def rest_of(rank: int, axes: Container[int]) -> Axes:
     """The axes that don't stay."""
     return tuple(axis for axis in range(rank) if axis not in axes)
 

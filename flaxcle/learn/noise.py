@@ -21,6 +21,7 @@ from flaxcle.cache import compiled
 from flaxcle.learn.sensitivity import Sensitivity
 from flaxcle.learn.sources import Source, Sources
 from flaxcle.quantize.config import QuantConfig
+from flaxcle.ranges import rest_of
 
 _LETTERS = "abcdefghijklmnop"
 
@@ -108,8 +109,7 @@ def _product(source: Source, values: jax.Array, x: jax.Array, factor: Any) -> ja
 
 
 def _largest(source: Source, end: jax.Array, x: jax.Array) -> jax.Array:
-    rest = tuple(axis for axis in range(end.ndim) if axis not in source.steps)
-    return jnp.max(_scaled(source, end, x), rest)
+    return jnp.max(_scaled(source, end, x), rest_of(end.ndim, source.steps))
 
 
 def _scaled(source: Source, values: jax.Array, x: jax.Array) -> jax.Array:

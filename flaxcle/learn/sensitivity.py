@@ -20,10 +20,11 @@ import jax.numpy as jnp
 
 from flaxcle.cache import compiled
 from flaxcle.jaxpr import Op, computed, trace
-from flaxcle.learn.sources import Source, Sources, find_sources
+from flaxcle.learn.sources import Sources, find_sources
 from flaxcle.paths import PyTree, float_leaves, named_leaves, replace_leaves
 from flaxcle.quantize.config import QuantConfig
 from flaxcle.quantize.plan import Quantizer
+from flaxcle.ranges import rest_of
 from flaxcle.spec import Spec
 
 Arrays = dict[str, Any]
@@ -104,7 +105,7 @@ def _reduced(
     gain, low, high = {}, {}, {}
     for path, source in sources.weights.items():
         leaf, pull = weights[path], pulls[path].astype(jnp.float32)
-        rest = _rest(source, leaf.ndim)
+        rest = rest_of(leaf.ndim, source.axes)
         gain[source.name] = jnp.sum(jnp.square(pull), rest)
         low[source.name] = jnp.min(leaf, rest).astype(jnp.float32)
         high[source.name] = jnp.max(leaf, rest).astype(jnp.float32)
@@ -112,10 +113,6 @@ def _reduced(
         gain[name] = jnp.nan_to_num(gains[name])
         low[name], high[name] = taps[f"{name}:low"], taps[f"{name}:high"]
     return Sensitivity(gain, low, high, jnp.asarray(energy, jnp.float32))
-
-
-def _rest(source: Source, rank: int) -> tuple[int, ...]:
-    return tuple(axis for axis in range(rank) if axis not in source.axes)
 
 
 class _Probe:
@@ -133,7 +130,7 @@ class _Probe:
         watched = list(operands)
         for k, source in self.read.items():
             x = jnp.asarray(operands[k])
-            rest = _rest(source, x.ndim)
+            rest = rest_of(x.ndim, source.axes)
             watched[k] = _watched(rest, x, feed[source.name])
             wide = jax.lax.stop_gradient(x).astype(jnp.float32)
             taps[f"{source.name}:low"] = jnp.min(wide, rest)
@@ -193,4 +190,4 @@ def _positions(op: Op, operand: int) -> tuple[int, ...]:
         features = {(numbers.lhs_spec, numbers.rhs_spec)[operand][1]}
     else:
         features = {*numbers[0][operand], *numbers[1][operand]}
-    return tuple(axis for axis in range(rank) if axis not in features)
+    return rest_of(rank, features)

@@ -18,6 +18,7 @@ import numpy as np
 from flaxcle.jaxpr import Op, Program
 from flaxcle.paths import PyTree, is_float, map_named
 from flaxcle.prune.readers import Reader
+from flaxcle.ranges import rest_of
 
 SEEDS = (0, 1)
 
@@ -81,7 +82,7 @@ class _Tap:
 
     def tap(self, operands: list[Any]) -> jax.Array:
         x, axes = jnp.abs(operands[self.reader.operand]), self.reader.axes
-        kept = jnp.max(x, axis=tuple(axis for axis in range(x.ndim) if axis not in axes))
+        kept = jnp.max(x, axis=rest_of(x.ndim, axes))
         return kept.transpose(np.argsort(np.argsort(axes))).ravel().astype(jnp.float32)
 
 

@@ -22,6 +22,7 @@ from flaxcle.paths import PyTree, is_float, named_leaves, replace_leaves
 from flaxcle.prune.activity import Activity, measure
 from flaxcle.prune.between import ends_in_consumers, find_shifts
 from flaxcle.prune.readers import Reader, find_readers
+from flaxcle.ranges import rest_of
 from flaxcle.spec import Group, Site
 from flaxcle.spec.table import channels, normal_axes
 
@@ -190,7 +191,7 @@ class _Pruner:
 
     def _rest(self, site: Site) -> tuple[int, ...]:
         rank = len(self.shapes[site.path])
-        return tuple(axis for axis in range(rank) if axis not in normal_axes(site, rank))
+        return rest_of(rank, normal_axes(site, rank))
 
 
 def _channels(site: Site, shape: tuple[int, ...]) -> np.ndarray:

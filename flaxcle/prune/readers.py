@@ -13,6 +13,7 @@ from flaxcle.jaxpr import Op, Program, Value
 from flaxcle.jaxpr.frames import Frame, frames
 from flaxcle.jaxpr.graph import CONTRACTIONS
 from flaxcle.jaxpr.layout import VIEWS, Layout, output_axes, pull
+from flaxcle.ranges import rest_of
 
 Channels = tuple[tuple[int, ...], Layout]
 
@@ -59,7 +60,7 @@ class Reader:
     def reduced(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The axes of the whole leaf that the contraction sums over."""
         kept = {*range(self.sliced), *(axis + self.sliced for axis in self.outputs)}
-        return tuple(axis for axis in range(len(shape)) if axis not in kept)
+        return rest_of(len(shape), kept)
 
 
 def find_readers(program: Program) -> dict[str, list[Reader]]:
