@@ -10,8 +10,8 @@ The balance is non-expansive in the largest norm and bounded by a box, so sweeps
 their acceleration may overshoot, and is dropped when the residual grows. The invariant: of all
 points at which the residual was measured, the best is returned.
 
-Sources: Nagel et al. 2019, eq. 11 (the balance); Anderson 1965 (the acceleration); Kelley 1960
-(cutting planes).
+Sources: Nagel et al. 2019, eq. 11 (the balance); Anderson 1965 and Eisenstat et al. 1983 (the
+acceleration: Anderson's, with one direction, as in Orthomin(1)); Kelley 1960 (cutting planes).
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from flaxcle.solve.guards import Balance
 from flaxcle.solve.layout import Layout
 from flaxcle.solve.search import SLOTS, Reading, no_entries, read, remember
 
-HISTORY = 4  # directions of the acceleration
 SWEEPS_PER_SEARCH = 50
 
 
@@ -110,12 +109,21 @@ def converge(problem: Problem, start: Reading, tol: jax.Array, max_sweeps: jax.A
         max_sweeps: limit of the readings, `start` included.
     """
     layout, cores = problem.layout, problem.cores
-    x, one = jnp.zeros_like(problem.balance.low), jnp.asarray(1, jnp.int32)
+    zero = jnp.zeros_like(problem.balance.low)
+    target, one = problem.balanced(zero, start), jnp.asarray(1, jnp.int32)
     if not layout.depth:  # no scale moves the range of another group
-        return Solution(problem.balanced(x, start), jnp.zeros_like(tol), one)
+        return Solution(target, jnp.zeros_like(tol), one)
 
-    def unfinished(state: State) -> jax.Array:
-        return (state.best.residual > tol) & (state.best.sweeps < max_sweeps)
+    def unfinished(best: Solution) -> jax.Array:
+        return (best.residual > tol) & (best.sweeps < max_sweeps)
+
+    def visit(x: jax.Array, entries: Entries, best: Solution) -> State:
+        reading = read(layout, cores, layout.exponents(x))
+        residual = problem.residual(x, reading)
+        better = residual < best.residual
+        point = jnp.where(better, x, best.x)
+        lowest = jnp.where(better, residual, best.residual)
+        return State(x, reading, entries, Solution(point, lowest, best.sweeps + 1))
 
     def advance(state: State) -> State:
         best, entries = state.best, state.entries
@@ -124,37 +132,35 @@ def converge(problem: Problem, start: Reading, tol: jax.Array, max_sweeps: jax.A
             exponents = layout.exponents(state.x)
             entries = remember(entries, layout, cores, exponents, state.reading, slot)
         x = relax(problem, entries, state.x, jnp.maximum(best.residual * 0.02, tol / 4))
-        reading = read(layout, cores, layout.exponents(x))
-        residual = problem.residual(x, reading)
-        better = residual < best.residual
-        point = jnp.where(better, x, best.x)
-        lowest = jnp.where(better, residual, best.residual)
-        return State(x, reading, entries, Solution(point, lowest, best.sweeps + 1))
+        return visit(x, entries, best)
 
-    first = Solution(x, problem.residual(x, start), one)
-    state = State(x, start, no_entries(layout, mesh_of(x)), first)
-    return lax.while_loop(unfinished, advance, state).best
+    first = Solution(zero, jnp.max(jnp.abs(target)), one)
+    state = State(zero, start, no_entries(layout, mesh_of(zero)), first)
+    if layout.searched:  # what is largest at scale 1 is hardly so near the balance
+        moving = unfinished(first)
+        state = visit(jnp.where(moving, target, zero), state.entries, first)
+        sweeps = jnp.where(moving, state.best.sweeps, one)
+        state = state._replace(best=state.best._replace(sweeps=sweeps))
+    return lax.while_loop(lambda state: unfinished(state.best), advance, state).best
 
 
 class Trail(NamedTuple):
-    """A point and its step, and what earlier points taught.
+    """A point and its step, and what the points before taught.
 
     Attributes:
         x: the point.
         step: how far a sweep would move it.
-        norm: square of the step's Euclidean length.
-        changes: earlier changes of the step, orthonormal, (history, channels).
-        moves: the moves of `x` behind them.
-        known: 1 for each of them that is remembered, 0 for one that is forgotten.
+        change: the last change of the step.
+        reach: how much further a full step led for it.
+        weight: inverse of the change's squared length; 0 when it is to be forgotten.
         sweeps: number of sweeps.
     """
 
     x: jax.Array
     step: jax.Array
-    norm: jax.Array
-    changes: jax.Array
-    moves: jax.Array
-    known: jax.Array
+    change: jax.Array
+    reach: jax.Array
+    weight: jax.Array
     sweeps: jax.Array
 
 
@@ -166,40 +172,32 @@ def relax(problem: Problem, entries: Entries, x: jax.Array, tol: jax.Array) -> j
         return (trail.sweeps == 0) | moving & (trail.sweeps < SWEEPS_PER_SEARCH)
 
     def advance(trail: Trail) -> Trail:
-        x = jnp.clip(accelerated(trail), problem.balance.low, problem.balance.high)
-        x = replicated(x)
+        explained = trail.weight * _dot(trail.change, trail.step)
+        x = trail.x + trail.step - explained * trail.reach
+        x = replicated(jnp.clip(x, problem.balance.low, problem.balance.high))
         return extended(trail, x, problem.sweep(x, entries) - x)
 
     none = jnp.zeros_like(x)
-    history = jnp.stack([none] * HISTORY)
-    known, sweeps = history[:, 0], jnp.zeros((), jnp.int32)
-    start = Trail(x, none, _dot(none, none), history, history, known, sweeps)
+    start = Trail(x, none, none, none, _dot(none, none), jnp.zeros((), jnp.int32))
     last = lax.while_loop(unfinished, advance, start)
     return last.x + last.step
 
 
-def accelerated(trail: Trail) -> jax.Array:
-    """The next point: a full step, less what the earlier changes of the step explain."""
-    explained = trail.known * _dot(trail.changes, trail.step)
-    return trail.x + trail.step - _dot(explained, trail.changes) - _dot(explained, trail.moves)
-
-
 def extended(trail: Trail, x: jax.Array, step: jax.Array) -> Trail:
-    """The trail with one more point; forgets all directions when the step has grown."""
-    norm = _dot(step, step)
-    change, move = step - trail.step, x - trail.x
-    shares = trail.known * _dot(trail.changes, change)
-    change = change - _dot(shares, trail.changes)
-    move = move - _dot(shares, trail.moves)
-    length = _dot(change, change)
-    new = (trail.sweeps > 0) & (length > 1e-8 * _dot(shares, shares))
-    scale = jnp.where(new, lax.rsqrt(jnp.where(new, length, 1.0)), 0.0)
-    grown = (trail.sweeps > 0) & (norm > 4 * trail.norm)
-    slot = trail.sweeps % HISTORY
-    changes = lax.dynamic_update_index_in_dim(trail.changes, change * scale, slot, 0)
-    moves = lax.dynamic_update_index_in_dim(trail.moves, move * scale, slot, 0)
-    known = jnp.where(grown, 0.0, trail.known.at[slot].set(1.0))
-    return Trail(x, step, norm, changes, moves, known, trail.sweeps + 1)
+    """The trail with one more point; what it taught is forgotten when the step has grown.
+
+    A change is taken orthogonal to the one before it. Were the balances linear and symmetric, it
+    would be so to all earlier ones, which therefore need not be kept.
+    """
+    change = step - trail.step
+    known = trail.weight * _dot(trail.change, change)
+    reach = change + x - trail.x - known * trail.reach
+    new = change - known * trail.change
+    length = _dot(new, new)
+    grown = _dot(step, step) > 4 * _dot(trail.step, trail.step)
+    useful = (length > 1e-8 * _dot(change, change)) & ~grown
+    weight = jnp.where(useful, 1 / jnp.where(useful, length, 1.0), 0.0)
+    return Trail(x, step, new, reach, weight, trail.sweeps + 1)
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -22,7 +22,7 @@ from flaxcle.solve.maxima import Factors, Peaks, Rows, joined, peaks_of, positio
 from flaxcle.solve.places import joined_ids, places_of
 from flaxcle.solve.plan import Axes, Link
 
-SLOTS = 4  # entries remembered for each searched row
+SLOTS = 3  # entries remembered for each searched row
 
 
 class Scan(NamedTuple):
