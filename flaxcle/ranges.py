@@ -124,6 +124,16 @@ def replicated(values: jax.Array, mesh: Any = None) -> jax.Array:
     return lax.with_sharding_constraint(values, whole)
 
 
+def filled_after(number: jax.Array, shape: tuple[int, ...], value: float, dtype: Any) -> jax.Array:
+    """A value everywhere, made only when a number is known.
+
+    XLA would hold constants from the start of a program or a loop, while what comes before them
+    needs memory, too.
+    """
+    never = (number > jnp.inf).astype(dtype)
+    return replicated(jnp.full(shape, jnp.asarray(value, dtype) + never), mesh_of(number))
+
+
 def _unsharded(values: jax.Array, axes: Sequence[int]) -> jax.Array:
     """The values with explicitly sharded `axes` gathered."""
     sharding = jax.typeof(values).sharding

@@ -117,7 +117,7 @@ def _positions(layout: Layout, block: Block, slots: int) -> np.ndarray:
 def _others_of(layout: Layout, block: Block, place: np.ndarray) -> np.ndarray:
     """The exponents that scale entries at flat positions of the core, (slots, depth, rows)."""
     link, leaf = block.link, layout.plan.leaves[block.link.leaf]
-    out = np.full((len(place), layout.depth, block.size), layout.unscaled, np.int32)
+    out = np.full((len(place), layout.depth, block.size), layout.unscaled, layout.number_dtype)
     for number, other in enumerate(leaf.others(link)):
         out[:, number] = _on_core(other, layout.numbers(other), leaf).ravel()[place]
     return out

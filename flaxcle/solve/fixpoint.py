@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxcle.ranges import mesh_of, replicated
+from flaxcle.ranges import filled_after, replicated
 from flaxcle.solve.entries import Cores, Entries
 from flaxcle.solve.guards import Balance
 from flaxcle.solve.layout import Layout
@@ -63,7 +63,8 @@ class Problem:
         rows = jnp.concatenate([*rows, searched])[colour.order]
         weights = self.balance.coefficients[colour.rows]
         rows = colour.joined(rows, weights != 0)
-        balance = colour.to_channels(jnp.where(weights != 0, weights * rows, 0.0), jnp.add)
+        weighted = jnp.where(jnp.isfinite(rows), weights * rows, 0.0)
+        balance = colour.to_channels(weighted, jnp.add)
         here = slice(colour.start, colour.stop)
         return jnp.clip(balance, self.balance.low[here], self.balance.high[here])
 
@@ -117,13 +118,13 @@ def converge(problem: Problem, start: Reading, tol: jax.Array, max_sweeps: jax.A
     def unfinished(best: Solution) -> jax.Array:
         return (best.residual > tol) & (best.sweeps < max_sweeps)
 
-    def visit(x: jax.Array, entries: Entries, best: Solution) -> State:
+    def visit(x: jax.Array, best: Solution) -> tuple[Reading, Solution]:
         reading = read(layout, cores, layout.exponents(x))
         residual = problem.residual(x, reading)
         better = residual < best.residual
         point = jnp.where(better, x, best.x)
         lowest = jnp.where(better, residual, best.residual)
-        return State(x, reading, entries, Solution(point, lowest, best.sweeps + 1))
+        return reading, Solution(point, lowest, best.sweeps + 1)
 
     def advance(state: State) -> State:
         best, entries = state.best, state.entries
@@ -132,15 +133,16 @@ def converge(problem: Problem, start: Reading, tol: jax.Array, max_sweeps: jax.A
             exponents = layout.exponents(state.x)
             entries = remember(entries, layout, cores, exponents, state.reading, slot)
         x = relax(problem, entries, state.x, jnp.maximum(best.residual * 0.02, tol / 4))
-        return visit(x, entries, best)
+        reading, best = visit(x, best)
+        return State(x, reading, entries, best)
 
-    first = Solution(zero, jnp.max(jnp.abs(target)), one)
-    state = State(zero, start, no_entries(layout, mesh_of(zero)), first)
+    x, reading, best = zero, start, Solution(zero, jnp.max(jnp.abs(target)), one)
     if layout.searched:  # what is largest at scale 1 is hardly so near the balance
-        moving = unfinished(first)
-        state = visit(jnp.where(moving, target, zero), state.entries, first)
-        sweeps = jnp.where(moving, state.best.sweeps, one)
-        state = state._replace(best=state.best._replace(sweeps=sweeps))
+        moving = unfinished(best)
+        x = jnp.where(moving, target, zero)
+        reading, best = visit(x, best)
+        best = best._replace(sweeps=jnp.where(moving, best.sweeps, one))
+    state = State(x, reading, no_entries(layout, best.residual), best)
     return lax.while_loop(lambda state: unfinished(state.best), advance, state).best
 
 
@@ -177,7 +179,8 @@ def relax(problem: Problem, entries: Entries, x: jax.Array, tol: jax.Array) -> j
         x = replicated(jnp.clip(x, problem.balance.low, problem.balance.high))
         return extended(trail, x, problem.sweep(x, entries) - x)
 
-    none = jnp.zeros_like(x)
+    after = entries.value[0, 0] if problem.layout.searched else tol
+    none = filled_after(after, x.shape, 0, x.dtype)
     start = Trail(x, none, none, none, _dot(none, none), jnp.zeros((), jnp.int32))
     last = lax.while_loop(unfinished, advance, start)
     return last.x + last.step

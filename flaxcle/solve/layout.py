@@ -175,6 +175,11 @@ class Layout:
         """The number of the exponent that is always 0."""
         return len(self.powers) * self.size
 
+    @property
+    def number_dtype(self) -> type[np.integer]:
+        """Of the numbers of exponents, which take half of what is remembered."""
+        return np.uint16 if self.unscaled < 2**16 else np.int32
+
     def first_exponent(self, link: Link) -> int:
         """The number of the exponent of a link's first channel."""
         return self.powers.index(link.power) * self.size + self.offsets[link.group]
@@ -182,7 +187,8 @@ class Layout:
     def numbers(self, link: Link) -> np.ndarray:
         """For each position along a link's axes the number of the exponent that scales it."""
         first = self.first_exponent(link)
-        return np.where(link.ids >= 0, first + link.ids, self.unscaled).astype(np.int32)
+        numbers = np.where(link.ids >= 0, first + link.ids, self.unscaled)
+        return numbers.astype(self.number_dtype)
 
     def exponents(self, x: jax.Array) -> jax.Array:
         """`power * x` for each power, and 0."""

@@ -96,7 +96,7 @@ def places_of(layout: Layout) -> Places:
     scales = tuple(dict.fromkeys(other for own in others for other in own))
     tables = [layout.numbers(other).ravel() for other in scales]
     first = dict(zip(scales, np.cumsum([0, *map(len, tables)]).tolist(), strict=False))
-    table = np.concatenate([*tables, [layout.unscaled]]).astype(np.int32)
+    table = np.concatenate([*tables, [layout.unscaled]]).astype(layout.number_dtype)
     base = np.full((layout.depth, rows.size), table.size - 1, np.int32)
     stops = np.cumsum([link.ids.size for link in links])
     found = {}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from flaxcle.ranges import channel_maximum, mesh_of, replicated, taken
+from flaxcle.ranges import channel_maximum, filled_after, mesh_of, replicated, taken
 from flaxcle.solve.entries import Cores, Entries, exponents_along, log2_of
 from flaxcle.solve.layout import Layout
 from flaxcle.solve.maxima import Factors, Peaks, Rows, joined, peaks_of, positions_of
@@ -80,12 +80,11 @@ def read(layout: Layout, cores: Cores, exponents: jax.Array) -> Reading:
     return Reading(tuple(peaks), ranges)
 
 
-def no_entries(layout: Layout, mesh: Any) -> Entries:
-    """Room for the entries of the searched rows."""
-    rows = places_of(layout).count
-    others = jnp.zeros((SLOTS, layout.depth, rows), jnp.int32)
-    value = jnp.full((SLOTS, rows), -jnp.inf, jnp.float32)
-    return Entries(replicated(value, mesh), replicated(others, mesh))
+def no_entries(layout: Layout, after: jax.Array) -> Entries:
+    """Room for the entries of the searched rows, made after some number."""
+    shape = (SLOTS, layout.depth, places_of(layout).count)
+    value = filled_after(after, (shape[0], shape[2]), -jnp.inf, jnp.float32)
+    return Entries(value, filled_after(after, shape, 0, layout.number_dtype))
 
 
 def remember(
