@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxcle.ranges import TAPS, core_of
+from flaxcle.ranges import TAPS, core_of, filled_after
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,13 @@ def test_core_is_the_largest_magnitude(shape, axes, dtype):
     core = core_of(leaf, axes)
     assert core.dtype == leaf.dtype
     np.testing.assert_array_equal(np.abs(np.asarray(core, np.float32)), expected)
+
+
+@pytest.mark.parametrize("number", [0.0, -3e38, np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(0, np.uint16), (0, np.float32), (-np.inf, np.float32)]
+)
+def test_the_number_before_does_not_change_what_is_filled_in(number, value, dtype):
+    filled = filled_after(jnp.float32(number), (2, 3), value, dtype)
+    assert filled.dtype == dtype
+    np.testing.assert_array_equal(filled, np.full((2, 3), value, dtype))

@@ -73,8 +73,18 @@ def test_the_residual_is_what_a_plain_sweep_would_change():
 
 def test_more_sweeps_never_leave_a_larger_residual():
     params, spec = residual_net(8, 32, 48)
-    residuals = [fc.solve(params, spec, max_sweeps=n, tol=1e-6).residual for n in range(1, 12)]
-    assert all(later <= earlier for earlier, later in pairwise(residuals))
+    found = [fc.solve(params, spec, max_sweeps=n, tol=1e-6) for n in range(1, 12)]
+    assert [scales.sweeps for scales in found[:4]] == [1, 2, 3, 4]
+    assert all(later.residual <= earlier.residual for earlier, later in pairwise(found))
+
+
+def test_one_sweep_measures_the_net_as_it_is():
+    params, spec = chain(4, 40)
+    scales = fc.solve(params, spec, max_sweeps=1)
+    assert all((log2 == 0).all() for log2 in scales.log2.values())
+    peaks = [np.log2(np.abs(params[f"w{i}"])) for i in range(4)]
+    moves = [(peaks[i + 1].max(1) - peaks[i].max(0)) / 2 for i in range(3)]
+    assert scales.residual == pytest.approx(np.abs(moves).max(), rel=1e-5)
 
 
 def test_a_balanced_net_is_returned_bit_for_bit():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import flaxcle as fc
 from flaxcle import Group, Site, Spec
 from flaxcle.solve.layout import Layout, make_layouts
 from flaxcle.solve.places import NO_END, places_of
@@ -101,3 +102,17 @@ def test_the_last_of_the_largest_wins():
     at = places.winners(best)
     assert at is not None
     assert at[row : row + 3].tolist() == [first, first + 3, first + 17]
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(2**15 - 3, np.uint16), (2**15 - 2, np.int32)])
+def test_numbers_of_exponents_have_room(channels, dtype):
+    spread = np.exp2(np.arange(channels) % 5).astype(np.float32)
+    params = {"made": spread[None] * np.ones((2, 1), np.float32), "read": np.ones((channels, 2))}
+    params = {path: jnp.asarray(leaf, jnp.float32) for path, leaf in params.items()}
+    pair = Group("pair", (channels,), (Site("made", (1,)), Site("read", (0,), -1)))
+    inner = Group("rows", (2,), (Site("made", (0,)), Site("rows", (0,), -1)))
+    spec, params = Spec((pair, inner)), params | {"rows": jnp.ones(2)}
+    (layout,) = make_layouts(make_plan(spec, tuple((p, x.shape) for p, x in params.items())))
+    assert layout.number_dtype == dtype
+    once = fc.equalize(params, spec)
+    assert float(fc.solve(once, spec, max_sweeps=1).residual) <= np.log2(1.001)
