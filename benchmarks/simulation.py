@@ -27,13 +27,15 @@ from flaxcle.jaxpr import Computed, trace
 
 DEPTHWISE = ("lite0", "mobilenet_v2")
 NAMES = ("lite0", "mobilenet_v2", "resnet50", "vit_b16", "gpt2")
+TOKENS = 128  # of a text
 
 
 def batches(like: jax.ShapeDtypeStruct, size: int, count: int) -> list[jax.Array]:
-    """Inputs like those of a network: images, or tokens."""
+    """Inputs like those of a network: images, or texts."""
     rng, shape = np.random.default_rng(0), (size, *like.shape[1:])
     if jnp.issubdtype(like.dtype, jnp.integer):
-        return [jnp.asarray(rng.integers(0, 50257, shape), like.dtype) for _ in range(count)]
+        texts = [rng.integers(0, 50257, (size, TOKENS)) for _ in range(count)]
+        return [jnp.asarray(text, like.dtype) for text in texts]
     return [jnp.asarray(rng.uniform(-1, 1, shape), like.dtype) for _ in range(count)]
 
 
