@@ -10,8 +10,8 @@ The balance is non-expansive in the largest norm and bounded by a box, so sweeps
 their acceleration may overshoot, and is dropped when the residual grows. The invariant: of all
 points at which the residual was measured, the best is returned.
 
-Sources: Nagel et al. 2019, eq. 11 (the balance); Anderson 1965 and Eisenstat et al. 1983 (the
-acceleration: Anderson's, with one direction, as in Orthomin(1)); Kelley 1960 (cutting planes).
+Sources: Nagel et al. 2019, eq. 11 (the balance); Anderson 1965 (the acceleration, here with one
+direction); Kelley 1960 (cutting planes).
 """
 
 from __future__ import annotations
