@@ -32,11 +32,12 @@ TOKENS = 128  # of a text
 
 def batches(like: jax.ShapeDtypeStruct, size: int, count: int) -> list[jax.Array]:
     """Inputs like those of a network: images, or texts."""
-    rng, shape = np.random.default_rng(0), (size, *like.shape[1:])
+    rng = np.random.default_rng(0)
     if jnp.issubdtype(like.dtype, jnp.integer):
-        texts = [rng.integers(0, 50257, (size, TOKENS)) for _ in range(count)]
-        return [jnp.asarray(text, like.dtype) for text in texts]
-    return [jnp.asarray(rng.uniform(-1, 1, shape), like.dtype) for _ in range(count)]
+        draw = lambda: rng.integers(0, 50257, (size, TOKENS))  # noqa: E731
+    else:
+        draw = lambda: rng.uniform(-1, 1, (size, *like.shape[1:]))  # noqa: E731
+    return [jnp.asarray(draw(), like.dtype) for _ in range(count)]
 
 
 def over(run: Callable[..., Any], params: Any, data: list[jax.Array]) -> None:

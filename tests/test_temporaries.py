@@ -58,12 +58,9 @@ MOBILE_SPEC = Spec(
             ),
         ),
         *(
-            Group(f"up{k}", (HIDDEN,), (Site(f"up{k}", (3,)), Site(f"dw{k}", (3,), -1)))
+            Group(f"{made}{k}", (HIDDEN,), (Site(f"{made}{k}", (3,)), Site(f"{read}{k}", axes, -1)))
             for k in range(BLOCKS)
-        ),
-        *(
-            Group(f"dw{k}", (HIDDEN,), (Site(f"dw{k}", (3,)), Site(f"down{k}", (2,), -1)))
-            for k in range(BLOCKS)
+            for made, read, axes in (("up", "dw", (3,)), ("dw", "down", (2,)))
         ),
     )
 )

@@ -20,6 +20,7 @@ from flaxcle.quantize import Calibration, QuantConfig, calibrate
 from flaxcle.quantize.fake import activation_grid, check_names
 from flaxcle.quantize.plan import Plan, Quantizer, make_plan
 from flaxcle.quantize.weights import weight_grid
+from flaxcle.ranges import rest_of
 
 Ranges = Mapping[str, Any]
 
@@ -126,6 +127,6 @@ class _Look:
 def _weight_state(w: jax.Array, quantizer: Quantizer, config: QuantConfig) -> State:
     axes = quantizer.channel_axes
     grid = weight_grid(w, config, axes)
-    rest = tuple(k for k in range(w.ndim) if k not in axes)
+    rest = rest_of(w.ndim, axes)
     rows = w.astype(wide_dtype(w.dtype)).transpose(*axes, *rest)
     return look_on_grid(w, grid) | {"rows": rows.reshape(prod(w.shape[k] for k in axes), -1)}

@@ -17,6 +17,7 @@ from flaxcle.quantize.config import QuantConfig
 from flaxcle.quantize.grid import Grid, make_grid, snap
 from flaxcle.quantize.observe import best_fraction
 from flaxcle.quantize.order import quantile
+from flaxcle.ranges import rest_of
 
 Range = tuple[jax.Array, jax.Array]
 
@@ -37,7 +38,7 @@ def weight_range(w: jax.Array, config: QuantConfig, channel_axes: tuple[int, ...
     """The range of a weight, in float32 or wider; axes with one range in all have size one."""
     w = jax.lax.stop_gradient(w).astype(wide_dtype(w.dtype))
     kept = channel_axes if config.weight_granularity == "per_channel" else ()
-    rest = tuple(k for k in range(w.ndim) if k not in kept)
+    rest = rest_of(w.ndim, kept)
     if config.weight_observer == "percentile":
         tail = (100.0 - config.percentile) / 200.0
         return quantile(w, tail, rest), quantile(w, 1.0 - tail, rest)

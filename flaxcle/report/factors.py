@@ -15,6 +15,7 @@ import numpy as np
 
 from flaxcle.analysis.ranges import QUARTILES
 from flaxcle.paths import PyTree, named_leaves, strip_collection
+from flaxcle.ranges import rest_of
 from flaxcle.spec import Group, Site, Spec
 from flaxcle.spec.table import channels, normal_axes
 from flaxcle.tables import Table
@@ -75,7 +76,7 @@ def _told(
 def _fill(scales: np.ndarray, site: Site, old: np.ndarray, new: np.ndarray) -> None:
     """Writes what one leaf shows of channels that are not known yet."""
     axes = normal_axes(site, old.ndim)
-    rest = tuple(k for k in range(old.ndim) if k not in axes)
+    rest = rest_of(old.ndim, axes)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.max(np.abs(new), rest) / np.max(np.abs(old), rest)
         ratio = ratio.transpose(np.argsort(np.argsort(axes))) ** (1 / float(site.power))
